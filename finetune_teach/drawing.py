@@ -16,18 +16,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../nbs/00_drawing.ipynb #f919c33b
-TILT = 25         # degrees the head leans to either side
-SCALE = .21, .35  # half the width of the head, as a part of the picture
-SHIFT = .12       # how far the head strays from its place, as a part of the picture
-STRETCH = .12     # how much wider or narrower than drawn, as a part of the width
-TURN = .30        # how far a face looks aside: each part moves by this times its depth
-WOBBLE = .10      # how much ears, eyes... differ within a breed, as a part of their size
-ODD_COAT = .45    # share of pictures in a coat that is rare for the breed
-COLOUR = 28       # how far each colour strays, out of 255
-CLUTTER = 8       # most things that stand about behind the animal
-COVER = .65       # share of pictures with something in front of the animal
-LIGHT = .55       # how strong light and shadow are: 0 = none
-NOISE = 26        # how far the camera's noise changes a pixel, out of 255, at most
+TILT = 15         # degrees the head leans to either side
+SCALE = .28, .36  # half the width of the head, as a part of the picture
+SHIFT = .08       # how far the head strays from its place, as a part of the picture
+STRETCH = .08     # how much wider or narrower than drawn, as a part of the width
+TURN = .20        # how far a face looks aside: each part moves by this times its depth
+WOBBLE = .07      # how much ears, eyes... differ within a breed, as a part of their size
+ODD_COAT = .25    # share of pictures in a coat that is rare for the breed
+COLOUR = 24       # how far each colour strays, out of 255
+CLUTTER = 5       # most things that stand about behind the animal
+COVER = .40       # share of pictures with something in front of the animal
+LIGHT = .40       # how strong light and shadow are: 0 = none
+NOISE = 16        # how far the camera's noise changes a pixel, out of 255, at most
 
 # %% ../nbs/00_drawing.ipynb #52f6f079
 COATS = dict(black=((62, 56, 60), (132, 116, 108), (172, 156, 146)),

@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constan
            'get_predictions', 'validate', 'Phase', 'Recorder', 'smooth', 'mark_phases', 'plot_loss', 'plot_metrics',
            'in_notebook', 'ResultsTable', 'phase_name', 'fit']
 
-# %% ../nbs/04_one_cycle.ipynb #86bb6072
+# %% ../nbs/04_one_cycle.ipynb #f3beef62
 import math
 import sys
 import time
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,7 +37,11 @@ class Schedule(NamedTuple):
     lrs: list[tuple[float, ...]]  # [step][group]
     moms: list[tuple[float, ...]] # [step][group]
 
-# %% ../nbs/04_one_cycle.ipynb #50f23ed7
+# %% ../nbs/04_one_cycle.ipynb #a7020d05
+def _share(position: float, start: float, end: float) -> float:
+    "How much of the way from `start` to `end` is done; in single precision, as fastai counts."
+    return float((np.float32(position) - np.float32(start)) / np.float32(end - start))
+
 def one_cycle(steps: int,                      # batches in the whole run
               lr_max: float | Sequence[float], # highest rate, of all layer groups or of each
               div: float = 25.0,               # the first rate is lr_max / div
@@ -47,10 +52,9 @@ def one_cycle(steps: int,                      # batches in the whole run
     "Rate up, then down; momentum down, then up (Smith 2018; the same numbers as fastai's)."
     peaks = [lr_max] if isinstance(lr_max, (int, float)) else list(lr_max)
     def value(step, first, middle, last):
-        position = step / steps
-        if position < pct_start:
-            return cosine(first, middle, position / pct_start)
-        return cosine(middle, last, (position - pct_start) / (1 - pct_start))
+        if step / steps < pct_start:
+            return cosine(first, middle, _share(step / steps, 0, pct_start))
+        return cosine(middle, last, _share(step / steps, pct_start, 1))
     lrs = [tuple(value(i, peak / div, peak, peak / div_final) for peak in peaks) for i in range(steps)]
     return Schedule(lrs, [(value(i, *moms),) * len(peaks) for i in range(steps)])
 
@@ -289,7 +293,7 @@ def in_notebook() -> bool:
 def _cell(value) -> str:
     return f'{value:.6f}' if isinstance(value, float) else str(value)
 
-# %% ../nbs/04_one_cycle.ipynb #ea6783ed
+# %% ../nbs/04_one_cycle.ipynb #ec0d1a04
 class ResultsTable:
     "The table of results that grows while a model is trained."
     def __init__(self, columns: Sequence[str], show: bool = True):
@@ -309,7 +313,8 @@ class ResultsTable:
     def progress(self, loader: Iterable) -> Iterable:
         "The batches of `loader`, with a bar that appears after two seconds."
         if not self.notebook:
-            yield from tqdm(loader, delay=2, leave=False, disable=not self.show, file=sys.stdout)
+            hidden = None if self.show else True # None: hidden where the output is no terminal
+            yield from tqdm(loader, delay=2, leave=False, disable=hidden)
             return
         start = shown = time.perf_counter()
         for i, batch in enumerate(loader):

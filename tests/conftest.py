@@ -1,0 +1,55 @@
+"What several test files share: small pictures, a small network, a learner made of them."
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from finetune_teach.fine_tuning import vision_learner
+from finetune_teach.pictures import drawn_pets
+from finetune_teach.pretrained_body import TinyResNet
+
+matplotlib.use('Agg')
+torch.set_num_threads(1)  # the batches are tiny: more threads cost more than they bring
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close('all')
+
+
+@pytest.fixture(scope='session')
+def pets():
+    "48 training and 36 validation pictures of 32 x 32 in 12 classes; batches of 16."
+    return drawn_pets(n_train=4, n_valid=3, size=32)
+
+
+def small_network(seed=1):
+    "A whole classification network with batch norm and 4,000 parameters, always the same."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TinyResNet(5, widths=(4, 4, 8, 8), depths=(1, 1, 1, 1))
+
+
+@pytest.fixture
+def make_learner(pets):
+    "A function that builds a quick learner; the small network counts as pretrained, so it is frozen."
+    def make(dls=pets, arch=None, **options):
+        options = {'seed': 0, 'hidden': (8,), 'device': 'cpu', 'show': False, **options}
+        return vision_learner(dls, small_network() if arch is None else arch, **options)
+    return make
+
+
+def state(module):
+    "A copy of all parameters and buffers."
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def same_bits(one, two):
+    "Whether two states hold the same tensors, bit for bit."
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def changed(before, after):
+    "Names of the tensors that differ."
+    return {name for name in before if not torch.equal(before[name], after[name])}

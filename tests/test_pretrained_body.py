@@ -1,0 +1,275 @@
+"Bodies: every torchvision network without its last layer, their layer groups, their weights."
+import gc
+import urllib.error
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
+from torchvision.models.regnet import BlockParams
+
+from conftest import same_bits, small_network, state
+from finetune_teach.freezing import freeze, layer_groups
+from finetune_teach.pretrained_body import (
+    TinyResNet_Weights, create_body, find_weights, last_layer, load_network, preparation, tiny_resnet)
+from finetune_teach.random_head import create_head
+
+ARCHS = models.list_models(module=models)
+LARGE = 100e6  # parameters; beyond that a network is built on the meta device, without memory
+SIDES = {'inception_v3': 96, 'maxvit_t': 224}  # smallest pictures, in pixels; the vits' are 224, else 64
+
+
+def count(modules_or_parameters):
+    return sum(p.numel() for p in modules_or_parameters)
+
+
+def published_parameters(arch):
+    "As torchvision states it (for the smallest pictures, where the weights differ in that)."
+    return min(weights.meta['num_params'] for weights in models.get_model_weights(arch))
+
+
+# What else goes besides a last layer of 1000 x F weights and 1000 biases: inception's auxiliary classifier;
+# maxvit's last layer has no biases.
+BESIDES = {'inception_v3': 3_326_696, 'maxvit_t': -1000}
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    "The meta device; the regnets work out their widths with real numbers."
+    original = BlockParams.from_init_params
+    def with_numbers(*args, **kwargs):
+        with torch.device('cpu'):
+            return original(*args, **kwargs)
+    monkeypatch.setattr(BlockParams, 'from_init_params', with_numbers)
+    return torch.device('meta')
+
+
+def test_the_list_is_long():
+    assert len(ARCHS) >= 80 and {'resnet34', 'squeezenet1_0', 'vit_b_16', 'regnet_y_128gf'} <= set(ARCHS)
+
+
+@pytest.mark.filterwarnings('ignore:The default weight initialization:FutureWarning')
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_network(arch, meta):
+    "Body, head, groups, freezing, one training step."
+    large = published_parameters(arch) > LARGE
+    with meta if large else nullcontext():
+        body = create_body(arch, weights=None)
+        model = freeze(nn.Sequential(body, create_head(body.num_features, 3, hidden=())))
+        side = SIDES.get(arch, 224 if arch.startswith('vit') else 64)
+        x = torch.randn(2, 3, side, side)
+
+    gone = 1000 * (body.num_features + 1) + BESIDES.get(arch, 0)
+    assert count(body.parameters()) == published_parameters(arch) - gone
+    assert not any(isinstance(m, nn.Linear) and m.out_features == 1000 for m in body.modules())
+
+    groups = layer_groups(model)
+    grouped = [id(p) for group in groups for p in group.parameters()]
+    assert len(groups) >= (3 if 'resne' in arch else 2)
+    assert all(group.parameters() for group in groups)
+    assert len(grouped) == len(set(grouped)), 'a parameter lies in two groups'
+    assert set(grouped) == {id(p) for p in model.parameters()}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {'1.0.weight', '1.0.bias'}
+
+    before = state(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    scores = model.train()(x)
+    assert scores.shape == (2, 3)
+    if not large:
+        F.cross_entropy(scores, torch.tensor([0, 1])).backward()
+        optimizer.step()
+        after = model.state_dict()
+        for name in before:
+            assert torch.equal(before[name], after[name]) is name.startswith('0.'), name
+    del body, model, groups, before, optimizer, scores
+    gc.collect()
+
+
+@pytest.mark.parametrize('arch', [a for a in ARCHS if 'resne' in a])
+def test_resnets_are_split_as_in_fastai(arch, meta):
+    "conv1 to layer2, layer3 and layer4, head: told by the names of the parameters."
+    with meta:
+        body = create_body(arch, weights=None)
+        groups = layer_groups(nn.Sequential(body, nn.Linear(body.num_features, 37)))
+    late = {p for name, p in body.named_parameters() if name.startswith(('layer3', 'layer4'))}
+    assert len(groups) == 3
+    assert set(groups[0].parameters()) == set(body.parameters()) - late
+    assert set(groups[1].parameters()) == late
+    if arch == 'resnet34':
+        assert [count(g.parameters()) for g in groups] == [1_347_904, 19_936_768, 512 * 37 + 37]
+
+
+def test_tiny_resnet_is_split_like_its_big_sisters():
+    groups = layer_groups(nn.Sequential(create_body(weights=None), nn.Linear(256, 2)))
+    body = create_body(weights=None)
+    late = count(p for name, p in body.named_parameters() if name.startswith(('layer3', 'layer4')))
+    assert [count(g.parameters()) for g in groups] == [count(body.parameters()) - late, late, 514]
+
+
+@pytest.mark.filterwarnings('ignore:The default weight initialization:FutureWarning')
+@pytest.mark.parametrize('arch, side', [('googlenet', 64), ('inception_v3', 96)])
+def test_auxiliary_classifiers_go(arch, side):
+    body = create_body(arch, weights=None)
+    assert not [name for name, _ in body.named_parameters() if 'aux' in name.lower()]
+    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary scores
+    assert features.shape == (2, body.num_features)
+
+
+# What `arch` may be
+
+def test_a_builder_its_name_and_a_ready_network():
+    torch.manual_seed(0)
+    by_name = create_body('resnet18', weights=None)
+    torch.manual_seed(0)
+    by_builder = create_body(models.resnet18, weights=None)
+    torch.manual_seed(0)
+    network = models.resnet18()
+    own = create_body(network)
+    assert same_bits(state(by_name), state(by_builder)) and same_bits(state(by_name), state(own))
+    assert network.fc.out_features == 1000, 'the network that was passed must stay whole'
+    own.conv1.weight.data.zero_()
+    assert network.conv1.weight.any()
+
+
+@pytest.mark.parametrize('arch', ['resnet43', 'fcn_resnet50', 'my net', '', None, 34])
+def test_unknown_arch(arch):
+    with pytest.raises(ValueError, match='unknown arch') as error:
+        create_body(arch)
+    assert repr(arch) in str(error.value) and 'tiny_resnet' in str(error.value)
+
+
+def test_unknown_arch_names_close_ones():
+    with pytest.raises(ValueError, match="'resnet34'"):
+        create_body('resnet43')
+
+
+def test_a_network_without_a_linear_layer():
+    with pytest.raises(ValueError, match='no linear layer'):
+        create_body(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+
+
+def test_last_layer_is_found_by_structure():
+    assert last_layer(models.resnet18())[0] == 'fc'
+    assert last_layer(models.squeezenet1_0())[0] == 'classifier.1'
+    assert last_layer(models.alexnet())[0] == 'classifier.6'
+
+
+# What `weights` may be
+
+V2 = models.ResNet50_Weights.IMAGENET1K_V2
+
+@pytest.mark.parametrize('weights', ['DEFAULT', V2, 'IMAGENET1K_V2', 'ResNet50_Weights.IMAGENET1K_V2',
+                                     'ResNet50_Weights.DEFAULT'])
+def test_weights_by_enum_and_by_name(weights):
+    assert find_weights(models.resnet50, weights) is V2
+
+
+def test_no_weights():
+    assert find_weights(models.resnet50, None) is None
+    first, second = create_body(weights=None), create_body(weights=None)
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
+
+
+@pytest.mark.parametrize('weights', ['IMAGENET1K_V3', 'ResNet18_Weights.DEFAULT', '', True])
+def test_unknown_weights(weights):
+    with pytest.raises(ValueError, match='IMAGENET1K_V1') as error:  # says which ones there are
+        create_body('resnet50', weights)
+    assert 'resnet50' in str(error.value) and repr(weights) in str(error.value)
+
+
+def test_weights_of_another_network():
+    with pytest.raises((ValueError, TypeError), match='ResNet18_Weights'):
+        create_body('resnet34', models.ResNet18_Weights.DEFAULT)
+
+
+def test_a_builder_without_published_weights():
+    with pytest.raises(ValueError, match='weights=None'):
+        create_body(small_network)
+    assert create_body(small_network, weights=None).num_features == 8
+
+
+# tiny_resnet's own weights
+
+def test_tiny_resnet_brings_its_weights():
+    net, body = tiny_resnet(weights=TinyResNet_Weights.DEFAULT), create_body()
+    assert count(net.parameters()) <= 3_000_000
+    assert same_bits(state(body.layer4), state(net.layer4))
+    assert same_bits(state(create_body('tiny_resnet', 'TINY_IMAGENET')), state(body))
+    assert all(t.dtype is torch.float32 for t in net.state_dict().values() if t.is_floating_point())
+    assert net.conv1.kernel_size == (7, 7)  # large enough to look at
+    x = torch.randn(2, 3, 64, 64)
+    assert body.eval()(x).shape == (2, body.num_features)
+    assert net.eval()(x).shape == (2, 200)
+
+
+def test_tiny_resnets_file_is_small():
+    from finetune_teach.pretrained_body import WEIGHTS_FILE
+    assert Path(str(WEIGHTS_FILE)).stat().st_size <= 6e6
+
+
+# Downloads
+
+@pytest.fixture
+def cache(tmp_path):
+    "torchvision's cache, empty."
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
+    yield tmp_path / 'checkpoints'
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError('Name or service not known')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
+
+
+def test_a_missing_download_says_what_to_do(cache, offline):
+    with pytest.raises(FileNotFoundError) as error:
+        create_body('resnet34')
+    message = str(error.value)
+    file = cache / Path(models.ResNet34_Weights.DEFAULT.url).name
+    for part in ['ResNet34_Weights.IMAGENET1K_V1', str(file), 'weights=None', 'tiny_resnet',
+                 'Name or service not known']:
+        assert part in message
+
+
+def test_the_cache_is_used_without_a_network(cache, offline):
+    published = models.resnet18()
+    torch.save(published.state_dict(), cache / Path(models.ResNet18_Weights.DEFAULT.url).name)
+    body = create_body('resnet18')
+    assert torch.equal(body.conv1.weight, published.conv1.weight)
+    assert same_bits(state(body.layer4), state(published.layer4))
+
+
+def test_a_cut_off_download_is_named(cache, offline):
+    file = cache / Path(models.ResNet18_Weights.DEFAULT.url).name
+    torch.save(models.resnet18().state_dict(), file)
+    file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises((ValueError, FileNotFoundError), match=file.name):  # to be deleted by the user
+        create_body('resnet18')
+
+
+# Preparation
+
+@pytest.mark.parametrize('arch, weights, size, mean, std', [
+    ('resnet34', 'DEFAULT', 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ('inception_v3', 'DEFAULT', 299, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ('efficientnet_v2_l', 'DEFAULT', 480, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ('vit_b_16', 'IMAGENET1K_SWAG_E2E_V1', 384, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ('tiny_resnet', 'DEFAULT', 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ('resnet34', None, 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+])
+def test_pictures_are_prepared_as_the_weights_want(arch, weights, size, mean, std):
+    assert preparation(arch, weights) == (size, mean, std)
+
+
+def test_a_ready_network_keeps_what_is_in_it():
+    network = small_network()
+    assert same_bits(state(load_network(network)), state(network))
+    assert preparation(network, 'DEFAULT') == preparation(tiny_resnet, 'DEFAULT')

@@ -1,0 +1,109 @@
+"The house is in order: module, README, site and wheel follow from the notebooks and settings."
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import finetune_teach
+import finetune_teach.all as everything
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(ROOT / 'settings.ini')
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def test_module_is_what_the_notebooks_export(tmp_path):
+    ignore = shutil.ignore_patterns('.git', '__pycache__', '*.egg-info', 'build', 'dist')
+    copy = shutil.copytree(ROOT, tmp_path / 'copy', ignore=ignore, symlinks=True)
+    modules = {p.name: p.read_text() for p in (copy / 'finetune_teach').glob('*.py')}
+    for name in modules:
+        if name != '__init__.py':
+            (copy / 'finetune_teach' / name).unlink()
+    command = [sys.executable, '-c', 'from nbdev.export import nbdev_export; nbdev_export()']
+    subprocess.run(command, cwd=copy, check=True)
+    assert {p.name: p.read_text() for p in (copy / 'finetune_teach').glob('*.py')} == modules
+
+
+def test_two_files_of_settings_agree():
+    ours = SETTINGS['DEFAULT']
+    assert PROJECT['name'] == ours['lib_name'] == ours['repo']
+    assert PROJECT['description'] == ours['description']
+    assert PROJECT['requires-python'] == '>=' + ours['min_python']
+    assert finetune_teach.__version__ == ours['version']
+
+
+def test_readme_is_the_home_page():
+    cells = re.findall(r'(?s).+', (ROOT / 'README.md').read_text())
+    import nbformat
+    texts = [c.source for c in nbformat.read(ROOT / 'nbs/index.ipynb', 4).cells if c.cell_type == 'markdown']
+    expected = re.sub(r'\]\((?!http)', '](nbs/', '\n\n'.join(texts)) + '\n'
+    assert cells == [expected], 'execute nbs/index.ipynb: its last cell writes the README'
+
+
+def test_readme_links_lead_somewhere():
+    targets = re.findall(r'\]\((?!http)([^)]+)\)', (ROOT / 'README.md').read_text())
+    assert targets and all((ROOT / target).exists() for target in targets)
+
+
+def test_sidebar_names_every_notebook_once():
+    named = re.findall(r'- (\w+\.ipynb)', (ROOT / '_quarto.yml').read_text())
+    assert sorted(named) == sorted(p.name for p in (ROOT / 'nbs').glob('*.ipynb'))
+    assert (ROOT / 'nbs/_quarto.yml').resolve() == ROOT / '_quarto.yml'
+
+
+def test_installed_module_needs_only_what_it_declares():
+    declared = {re.match(r'[\w-]+', line)[0] for line in PROJECT['dependencies']}
+    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets'}
+    for path in (ROOT / 'finetune_teach').glob('*.py'):
+        for name in re.findall(r'^\s*(?:import|from) (\w+)', path.read_text(), re.M):
+            if name not in sys.stdlib_module_names and name != 'finetune_teach':
+                assert comes_along.get(name, name) in declared, f'{path.name} imports {name}'
+
+
+def test_importing_all_loads_no_plotting_or_widget_library():
+    code = 'import sys, finetune_teach.all; print({"matplotlib", "ipywidgets", "IPython"} & set(sys.modules))'
+    output = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == 'set()'
+
+
+def test_all_brings_the_lessons_names():
+    names = '''drawn_pets image_folders image_files oxford_pets ImageLoaders create_body tiny_resnet create_head
+               freeze unfreeze freeze_to one_cycle lr_find suggest_valley suggest_steep suggest_minimum pick_lr
+               Learner vision_learner cnn_learner error_rate accuracy resnet18 resnet34 resnet50'''.split()
+    assert set(names) <= set(everything.__all__)
+    assert callable(everything.one_cycle), 'the function, not the module of that name'
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp('dist')
+    copy = shutil.copytree(ROOT, out / 'source', symlinks=True, ignore=shutil.ignore_patterns(
+        '.git', '__pycache__', '*.egg-info', 'build', 'dist'))
+    # --no-isolation: the build tool of the development environment, so that no network is needed
+    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy], check=True,
+                   capture_output=True)
+    return next(out.glob('*.whl')), next(out.glob('*.tar.gz'))
+
+
+def test_wheel_holds_the_module_and_its_weights(wheel):
+    names = zipfile.ZipFile(wheel[0]).namelist()
+    modules = {f'finetune_teach/{p.name}' for p in (ROOT / 'finetune_teach').glob('*.py')}
+    assert modules | {'finetune_teach/weights/tiny_resnet.safetensors'} <= set(names)
+    assert not [n for n in names if n.startswith(('nbs/', 'tests/'))]
+
+
+def test_wheel_works_without_the_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel[0]).extractall(tmp_path / 'site')
+    code = ('import sys; sys.path.insert(0, "site"); import finetune_teach; '
+            'assert finetune_teach.__file__.endswith("site/finetune_teach/__init__.py"), finetune_teach.__file__; '
+            'from finetune_teach.all import *; dls = drawn_pets(n_train=2, n_valid=2); '
+            'learn = vision_learner(dls, seed=0); learn.fine_tune(1); print("fine")')
+    result = subprocess.run([sys.executable, '-I', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.endswith('fine\n'), result.stderr

@@ -1,0 +1,144 @@
+"Heads: their layers, how they begin, and random generators that stay as they were."
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conftest import same_bits, state
+from finetune_teach.random_head import check_head, create_head, keep_random_state, seeded
+
+
+def test_layers_are_fastais_without_the_pooling():
+    head = create_head(512, 37)
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ['BatchNorm1d', 'Dropout', 'Linear', 'ReLU', 'BatchNorm1d', 'Dropout', 'Linear']
+    assert (head[1].p, head[5].p) == (0.25, 0.5)
+    assert head[2].weight.shape == (512, 512) and head[2].bias is None
+    assert head[6].weight.shape == (37, 512)
+
+
+def test_widths():
+    assert [tuple(p.shape) for p in create_head(8, 3, hidden=()).parameters()] == [(3, 8), (3,)]
+    linear = [m for m in create_head(8, 3, hidden=(6, 5), dropout=0.2) if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(8, 6), (6, 5), (5, 3)]
+    assert create_head(8, 3, hidden=(6, 5))(torch.randn(4, 8)).shape == (4, 3)
+
+
+def test_random_weights_neither_blow_up_nor_vanish():
+    torch.manual_seed(0)
+    head = create_head(800, 1000, hidden=(500,))
+    assert head[2].weight.std().item() == pytest.approx(math.sqrt(2 / 800), rel=0.02)
+    assert head[2].weight.mean().item() == pytest.approx(0, abs=3e-4)
+    features = torch.randn(256, 800)
+    scores = head.eval()(features)
+    assert scores.std() < 1, 'all classes are about as likely at first'
+    loss = F.cross_entropy(scores, torch.randint(1000, (256,)))
+    assert loss.item() == pytest.approx(math.log(1000), abs=0.1)
+
+
+def test_two_classes_at_least():
+    with pytest.raises(ValueError, match='two classes'):
+        create_head(8, 1)
+
+
+def test_every_head_is_another_one_unless_seeded():
+    assert not torch.equal(create_head(8, 3)[2].weight, create_head(8, 3)[2].weight)
+    with seeded(3):
+        one = create_head(8, 3)
+    with seeded(3):
+        two = create_head(8, 3)
+    assert same_bits(state(one), state(two))
+
+
+# Random generators
+
+def draws():
+    "One number from each generator; they go on by that."
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def seed_all():
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+
+
+@pytest.mark.parametrize('context', [keep_random_state, lambda: seeded(9)])
+@pytest.mark.parametrize('error', [None, KeyboardInterrupt, ValueError])
+def test_generators_are_put_back(context, error):
+    seed_all()
+    expected = draws()
+    seed_all()
+    try:
+        with context():
+            draws()
+            if error is not None:
+                raise error
+    except (KeyboardInterrupt, ValueError) as raised:
+        assert type(raised) is error
+    assert draws() == expected
+
+
+def test_a_seed_sets_all_three_generators():
+    with seeded(9):
+        one = draws()
+    with seeded(9):
+        two = draws()
+    with seeded(10):
+        three = draws()
+    assert one == two
+    assert all(a != b for a, b in zip(one, three))
+
+
+def test_no_seed_goes_on_with_the_generators():
+    seed_all()
+    expected = draws(), draws()
+    seed_all()
+    with seeded(None):
+        first = draws()
+    assert (first, draws()) == expected
+
+
+def test_seeds_of_any_size():
+    with seeded(2**40 + 1):
+        draws()
+
+
+# A head of one's own
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize('head, told', [
+    (nn.Linear(7, 3), '8'),                                         # takes other features
+    (nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 3)), '8'),
+    (nn.Sequential(nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3)), '8'), # wants maps, not features
+    (nn.Sequential(nn.Unflatten(1, (8, 1)), nn.Conv2d(8, 3, 1)), '3'),
+    (nn.Linear(8, 4), '4'),                                         # gives other scores
+    (nn.Sequential(nn.Linear(8, 3), nn.Unflatten(1, (3, 1))), '3'),
+    (Pair(), '3'),
+])
+def test_a_head_that_does_not_fit(head, told):
+    with pytest.raises(ValueError, match='the head') as error:
+        check_head(head, 8, 3)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_checking_changes_nothing(training):
+    head = create_head(8, 3).train(training)
+    before, expected = state(head), torch.get_rng_state()
+    check_head(head, 8, 3)
+    assert same_bits(before, state(head)) and head.training is training and head[0].training is training
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_checking_keeps_the_modes_of_parts():
+    head = create_head(8, 3).train()
+    head[0].eval()  # as someone does who wants fixed statistics
+    check_head(head, 8, 3)
+    assert not head[0].training and head[1].training
