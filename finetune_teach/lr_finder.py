@@ -86,7 +86,7 @@ class LRFinder:
         "Draw the curve with the suggestions on it; returns the axes."
         return plot_lr_find(self, ax)
 
-# %% ../nbs/05_lr_finder.ipynb #d949af2f
+# %% ../nbs/05_lr_finder.ipynb #8384523c
 def plot_lr_find(finder: LRFinder, ax=None):
     "The finder's curve: losses as they were (faint), smoothed, and the suggestions; returns the axes."
     if ax is None:
@@ -97,10 +97,11 @@ def plot_lr_find(finder: LRFinder, ax=None):
     for i, (name, lr) in enumerate(finder.suggestions.items()):
         at = min(range(len(finder.lrs)), key=lambda k: abs(math.log(finder.lrs[k] / lr)))
         ax.plot(lr, finder.smoothed[at], 'os^'[i], color=COLOURS[i + 1], ms=8, label=f'{name} {lr:.1e}')
-    low, high = min(finder.smoothed), max(finder.smoothed)
+    low, start = min(finder.smoothed), finder.smoothed[min(finder.skip_start, len(finder.lrs) - 1)]
+    fall = max(start - low, 0.2 * start) # the fall has to be seen, not the explosion
     ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='Learning-rate finder',
-           ylim=(max(0, low - 0.3 * (high - low)), high + 0.3 * (high - low)))
-    ax.legend(fontsize=8)
+           ylim=(max(0, low - fall), start + 1.5 * fall))
+    ax.legend(fontsize=8, loc='lower left')
     return ax
 
 # %% ../nbs/05_lr_finder.ipynb #9476d474

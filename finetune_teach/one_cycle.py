@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constant', 'plot_schedule', 'spread_lrs',
            'create_optimizer', 'set_rates', 'set_weight_decay', 'accuracy', 'error_rate', 'function_name',
-           'get_predictions', 'validate', 'Phase', 'Recorder', 'smooth', 'mark_phases', 'plot_loss', 'plot_metrics',
-           'in_notebook', 'ResultsTable', 'phase_name', 'fit']
+           'get_predictions', 'validate', 'Phase', 'Step', 'Recorder', 'smooth', 'mark_phases', 'plot_loss',
+           'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'fit']
 
 # %% ../nbs/04_one_cycle.ipynb #f3beef62
 import math
@@ -183,40 +183,59 @@ def validate(model: nn.Module, loader: Iterable, loss_func: Callable = F.cross_e
                              'A metric takes both and returns one number.') from error
     return values
 
-# %% ../nbs/04_one_cycle.ipynb #59c33049
+# %% ../nbs/04_one_cycle.ipynb #4d8239bd
 class Phase(NamedTuple):
     "A stretch of training with the same layers learning."
     name: str
     start: float # in epochs since the first step of all
 
-# %% ../nbs/04_one_cycle.ipynb #534540b2
+class Step(NamedTuple):
+    "One batch."
+    loss: float
+    lrs: tuple[float, ...]  # of each layer group
+    moms: tuple[float, ...] # of each layer group
+    position: float         # in epochs since the first step of all
+
+# %% ../nbs/04_one_cycle.ipynb #98e8a4a2
 @dataclass
 class Recorder:
     "What happened in training, all phases on one axis of time."
-    history: list[dict] = field(default_factory=list)   # per epoch: phase, epoch, losses, metrics, time
-    losses: list[float] = field(default_factory=list)   # per step: training loss
-    lrs: list[tuple] = field(default_factory=list)      # per step: rate of each layer group
-    moms: list[tuple] = field(default_factory=list)     # per step: momentum of each layer group
-    positions: list[float] = field(default_factory=list) # per step: epochs since the first step of all
+    history: list[dict] = field(default_factory=list) # per epoch: phase, epoch, losses, metrics, time
+    steps: list[Step] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     group_names: list[str] = field(default_factory=list)
-    epochs_begun: int = 0                               # also unfinished ones; gives each epoch its seed
+    epochs_begun: int = 0                             # also unfinished ones; gives each epoch its seed
+
+    @property
+    def losses(self) -> list[float]:
+        "The training loss of each step."
+        return [step.loss for step in self.steps]
+
+    @property
+    def lrs(self) -> list[tuple[float, ...]]:
+        "The learning rates at each step, one per layer group."
+        return [step.lrs for step in self.steps]
+
+    @property
+    def moms(self) -> list[tuple[float, ...]]:
+        "The momenta at each step, one per layer group."
+        return [step.moms for step in self.steps]
+
+    @property
+    def positions(self) -> list[float]:
+        "Where each step lies, in epochs since the first step of all."
+        return [step.position for step in self.steps]
 
     @property
     def position(self) -> float:
-        "Epochs since the first step of all."
-        return self.positions[-1] if self.positions else 0.0
+        "Where training has come to, in epochs since the first step of all."
+        return self.steps[-1].position if self.steps else 0.0
 
     def begin_phase(self, name: str, group_names: Sequence[str]) -> None:
         "From here on `name`; going on with the same layers makes no new phase."
         self.group_names = list(group_names)
         if not self.phases or self.phases[-1].name != name:
             self.phases.append(Phase(name, self.position))
-
-    def add_step(self, loss: float, lrs: tuple, moms: tuple, position: float) -> None:
-        "Write down one step of training."
-        self.losses.append(loss), self.lrs.append(lrs), self.moms.append(moms)
-        self.positions.append(position)
 
     def plot_loss(self, ax=None):
         "Training loss per step and validation loss per epoch; returns the axes."
@@ -241,7 +260,7 @@ def smooth(values: Sequence[float], beta: float = 0.98) -> list[float]:
         result.append(average / (1 - beta ** (i + 1)))
     return result
 
-# %% ../nbs/04_one_cycle.ipynb #c97efc74
+# %% ../nbs/04_one_cycle.ipynb #85e1a4e6
 def _axes(ax=None):
     "`ax`, or new matplotlib axes."
     import matplotlib.pyplot as plt
@@ -251,7 +270,7 @@ def mark_phases(ax, recorder: Recorder) -> None:
     "A dashed line and a name where each phase of training began."
     for phase in recorder.phases:
         ax.axvline(phase.start, color='grey', ls='--', lw=0.8)
-        ax.text(phase.start, 1.0, f' {phase.name}', transform=ax.get_xaxis_transform(), va='top',
+        ax.text(phase.start, 0.98, f' {phase.name}', transform=ax.get_xaxis_transform(), va='top',
                 color='grey', fontsize=8)
 
 def plot_loss(recorder: Recorder, ax=None):
@@ -357,7 +376,7 @@ def _keep_finite(part: nn.Module, loss: float, statistics: list, where: str) -> 
                      'step. Train with a lower learning rate (lr_find helps), or look for pictures or '
                      'labels that are not numbers.')
 
-# %% ../nbs/04_one_cycle.ipynb #01056310
+# %% ../nbs/04_one_cycle.ipynb #3d01b434
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train` and `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -389,11 +408,11 @@ def fit(model: nn.Module,                    # only what is not frozen learns
                 set_rates(optimizer, lrs, moms)
                 statistics = [b.clone() for b in part.buffers()]
                 loss = loss_func(part(x), y)
+                optimizer.zero_grad()
                 loss.backward()
                 _keep_finite(part, loss.item(), statistics, f'at step {i} of epoch {epoch}, rates {lrs}')
                 optimizer.step()
-                optimizer.zero_grad()
-                recorder.add_step(loss.item(), lrs, moms, position + i / len(loaders.train))
+                recorder.steps.append(Step(loss.item(), lrs, moms, position + i / len(loaders.train)))
                 total, seen = total + loss.item() * len(y), seen + len(y)
             values = validate(part, loaders.valid, loss_func, metrics)
         row = dict(zip(['train_loss', 'valid_loss', *names], [total / seen, *values]))

@@ -25,7 +25,7 @@ LRS = [10 ** (-6 + i / 4) for i in range(24)]  # 1e-6, 1.78e-6, ... 0.56
 # The rules. Places in LRS are what fastai 2.8.12's valley, steep and minimum gave for these losses.
 
 S_CURVE = [2.5 - 1.5 / (1 + math.exp(10 - i)) + 0.15 * max(i - 17, 0) ** 2 for i in range(24)]
-BUMPY = [3.0, 2.9, 2.95, 2.8, 2.85, 2.7, 2.5, 2.6, 2.2, 2.3, 1.9, 1.7, 1.8, 1.4, 1.5, 1.2, 1.3, 1.25, 1.6, 2.0, 2.9,
+BUMPY = [3.0, 2.9, 2.95, 2.8, 2.85, 2.7, 2.5, 2.6, 2.25, 2.3, 1.9, 1.7, 1.8, 1.45, 1.5, 1.2, 1.3, 1.25, 1.6, 2.0, 2.9,
          4.0, 6.0, 9.0]
 TWO_FALLS = [3, 2.8, 2.6, 2.9, 3.1, 2.7, 2.4, 2.1, 1.9, 2.2, 2.5, 2.6, 2.0, 1.8, 1.7, 1.75, 1.6, 1.65, 1.9, 2.5, 3, 4,
              5, 7]
@@ -111,20 +111,27 @@ def test_rates_are_fastais(toy, batches):
 
 
 def test_each_rate_is_applied_to_all_groups(toy, batches):
-    "A step of Adam with beta1 0.9, all rates alike: the second loss can be worked out."
-    finder = lr_find(toy, batches, start_lr=1e-3, end_lr=2e-3, num_it=10)
-    twin = copy.deepcopy(toy).train()
-    fit(twin, Batches(batches.train[:1], batches.valid), 1, constant(1, [1e-3] * 3), show=False)
-    x, y = batches.train[1]
-    assert finder.losses[1] == pytest.approx(F.cross_entropy(twin.train()(x), y).item(), rel=1e-6)
+    "Steps of Adam with beta1 0.9, all rates alike: training by hand gives the same third loss."
+    finder = lr_find(toy, batches, start_lr=1e-2, end_lr=1, num_it=6)
+    twin = copy.deepcopy(toy)
+    schedule = [(lr,) * 3 for lr in finder.lrs[:2]], [(0.9,) * 3] * 2
+    fit(twin, Batches(batches.train[:2], batches.valid), 1, schedule, show=False)
+    x, y = batches.train[2]
+    assert finder.losses[2] == pytest.approx(F.cross_entropy(twin.train()(x), y).item(), rel=1e-6)
 
 
 def test_it_stops_when_the_loss_explodes(toy, batches):
-    finder = lr_find(toy, batches, end_lr=1e5)
-    assert len(finder.lrs) < 100
-    assert finder.smoothed[-1] > 4 * min(finder.smoothed)
-    assert all(loss <= 4 * min(finder.smoothed[:i + 1]) for i, loss in enumerate(finder.smoothed[:-1]))
-    assert len(lr_find(toy, batches, end_lr=1e5, stop_div=False).lrs) == 100
+    "At the first smoothed loss above four times the lowest one."
+    def growing(scores, targets):
+        growing.loss += 0.2
+        return growing.loss + 0 * scores.sum()
+    growing.loss = 1.0
+    finder = lr_find(toy, batches, loss_func=growing)
+    expected = smooth([1.2 + 0.2 * i for i in range(100)])
+    last = next(i for i, loss in enumerate(expected) if loss > 4 * 1.2)
+    assert len(finder.lrs) == last + 1 < 100
+    growing.loss = 1.0
+    assert len(lr_find(toy, batches, loss_func=growing, stop_div=False).lrs) == 100
 
 
 def test_it_stops_at_a_loss_that_is_no_number(toy, batches):
@@ -143,10 +150,19 @@ def test_bad_start_or_end(toy, batches, start, end):
         lr_find(toy, batches, start, end)
 
 
+class Empty(list):
+    "A loader that drops its last, only, batch."
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        assert self.passes < 5, 'this would go on for ever'
+        return super().__iter__()
+
+
 def test_nothing_to_find_in(toy, batches):
-    "Not an endless wait, as for loaders that drop the last, only, batch."
     with pytest.raises(ValueError, match='batch|picture'):
-        lr_find(toy, Batches([], batches.valid))
+        lr_find(toy, Batches(Empty(), batches.valid))
 
 
 def test_a_loss_that_never_was_a_number(toy, batches):
@@ -203,10 +219,10 @@ def test_nothing_is_changed(pets, first_group, seed, error):
     model = picture_model(first_group)
     optimizer = create_optimizer(model)
     fit(model, pets, 1, constant(len(pets.train), [0.01] * 3), optimizer, show=False)  # fills its memory
-    model.train()
-    model[0].layer3.eval()  # modes that are not all alike
     x, y = next(iter(pets.train))
     F.cross_entropy(model(x), y).backward()  # gradients of someone else
+    model.train()
+    model[0].layer3.eval()  # modes that are not all alike
     before, loss = everything(model, optimizer), Raises(error)
     if error is None:
         lr_find(model, pets, num_it=20, loss_func=loss, seed=seed)
@@ -291,13 +307,15 @@ def test_plot_of_a_rising_curve():
 def test_slider_moves_rate_and_picture(finder):
     picker = LRPicker(finder)
     assert picker.lr == pytest.approx(finder.valley)
-    before = picker.image.value
+    before = bytes(picker.image.value)
     assert before.startswith(b'\x89PNG')
     picker.slider.value = 1e-2
     assert picker.lr == pytest.approx(1e-2)
-    assert picker.image.value.startswith(b'\x89PNG') and picker.image.value != before
-    picker.slider.value = finder.valley
-    assert picker.image.value == before, 'the same rate, the same picture'
+    assert bytes(picker.image.value).startswith(b'\x89PNG') and picker.image.value != before
+    moved = bytes(picker.image.value)
+    picker.slider.value = 1e-3
+    picker.slider.value = 1e-2
+    assert bytes(picker.image.value) == moved, 'the same rate, the same picture'
 
 
 def test_slider_without_a_suggestion(toy, batches):
