@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['cnn_learner', 'default_device', 'Prediction', 'Learner', 'vision_learner', 'check_body', 'summary',
-           'count_parameters', 'save_learner', 'SavedModel', 'read_saved', 'load_into', 'load_optimizer',
+           'count_parameters', 'save_learner', 'SavedModel', 'read_saved', 'load_into', 'optimizer_state',
            'load_learner']
 
-# %% ../nbs/06_fine_tuning.ipynb #230be6ab
+# %% ../nbs/06_fine_tuning.ipynb #98f1e7c3
 import contextlib
 import json
 import os
@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import freezing
-from .freezing import layer_groups, modes_kept
+from .freezing import layer_groups
 from .lr_finder import LRFinder, lr_find
 from .one_cycle import (
-    Recorder, Schedule, constant, create_optimizer, error_rate, fit, function_name, in_notebook, one_cycle,
-    set_weight_decay, spread_lrs, validate)
+    Recorder, Schedule, constant, create_optimizer, error_rate, fit, function_name, in_notebook,
+    metric_names, one_cycle, set_weight_decay, spread_lrs, validate)
 from .pictures import load_picture
 from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
-from .random_head import check_head, create_head, seeded
+from .random_head import check_head, create_head, modes_kept, seeded
 
 # %% ../nbs/06_fine_tuning.ipynb #996b43c8
 def default_device() -> str:
@@ -41,10 +41,11 @@ def default_device() -> str:
         return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-# %% ../nbs/06_fine_tuning.ipynb #0c887257
+# %% ../nbs/06_fine_tuning.ipynb #8f538b7d
 def describe_pictures(dls) -> dict:
     "What `predict` has to know: classes, size, mean, std, as far as the loaders tell."
-    return {key: getattr(dls, key) for key in ('classes', 'size', 'mean', 'std') if hasattr(dls, key)}
+    found = {key: getattr(dls, key) for key in ('classes', 'size', 'mean', 'std') if hasattr(dls, key)}
+    return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples
 
 # %% ../nbs/06_fine_tuning.ipynb #cfcf7ac4
 class _Freezable:
@@ -93,7 +94,7 @@ class _Freezable:
         "Let everything learn."
         self.freeze_to(0)
 
-# %% ../nbs/06_fine_tuning.ipynb #39944c22
+# %% ../nbs/06_fine_tuning.ipynb #746f050a
 class _Trainable(_Freezable):
     "The second third of the `Learner`: training."
     def one_cycle_schedule(self, n_epoch: int, lr_max=None, div: float = 25.0, div_final: float = 1e5,
@@ -140,6 +141,11 @@ class _Trainable(_Freezable):
         "Train the head with the body frozen, then everything with small, discriminative rates."
         if 'lr_max' in kwargs:
             raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
+        for n in {epochs, freeze_epochs or epochs}: # a mistake shows now, not after the frozen epochs
+            self.steps(n)
+        if not lr_mult > 0:
+            raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: the head\'s rate is divided by it.')
+        spread_lrs(base_lr, 1)
         if self.description.get('weights', '') is None:
             warnings.warn('nothing is pretrained in this model, so freezing protects random weights; '
                           'fit_one_cycle trains everything from scratch.', stacklevel=2)
@@ -157,7 +163,7 @@ class Prediction(NamedTuple):
     label: str                  # the class with the highest probability
     probabilities: torch.Tensor # float32 C, in the order of the classes
 
-# %% ../nbs/06_fine_tuning.ipynb #97d3bccf
+# %% ../nbs/06_fine_tuning.ipynb #e7ba37d4
 class Learner(_Trainable):
     "A model, pictures, an optimiser and the history of training, in one place."
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
@@ -172,7 +178,7 @@ class Learner(_Trainable):
 
     def validate(self) -> tuple: # named: valid_loss and each metric
         "Loss and metrics on the validation pictures."
-        names = ['valid_loss', *map(function_name, self.metrics)]
+        names = ['valid_loss', *metric_names(self.metrics)]
         with modes_kept(self.model):
             values = validate(self.model, self.dls.valid, self.loss_func, self.metrics)
         return namedtuple('Validation', names, rename=True)(*values)
@@ -200,7 +206,7 @@ class Learner(_Trainable):
         "Read what `save` wrote; architecture and classes must be the same."
         return load_into(self, name, with_opt)
 
-# %% ../nbs/06_fine_tuning.ipynb #957e82bb
+# %% ../nbs/06_fine_tuning.ipynb #5ae84df9
 def vision_learner(dls,                      # `ImageLoaders`
                    arch: Callable | str | nn.Module = tiny_resnet, # builder, name, or ready network
                    *,
@@ -214,14 +220,17 @@ def vision_learner(dls,                      # `ImageLoaders`
                    **kwargs                  # for `Learner`: loss_func, lr, wd, moms, train_bn, show
                   ) -> Learner:
     "A learner with a pretrained, frozen body and a random head."
+    if 'pretrained' in kwargs:
+        raise TypeError("vision_learner has no pretrained=: give weights='DEFAULT', or weights=None for "
+                        'random ones.')
     prepared = preparation(arch, weights)
     if hasattr(dls, 'prepared'):
         dls = dls.prepared(*prepared, device=device or default_device())
-    description = describe(dls, arch, weights, prepared, None if head else (hidden, dropout))
+    description = describe(dls, arch, weights, prepared, (hidden, dropout) if head is None else None)
     with seeded(seed):
         body = create_body(arch, weights)
         n_features, n_classes = body.num_features, len(dls.classes)
-        head = head or create_head(n_features, n_classes, hidden, dropout)
+        head = create_head(n_features, n_classes, hidden, dropout) if head is None else head
     check_head(head, n_features, n_classes)
     check_body(body, next(iter(dls.valid))[0][:2].cpu(), description)
     learn = Learner(dls, nn.Sequential(body, head), metrics=metrics, seed=seed, device=device,
@@ -231,16 +240,16 @@ def vision_learner(dls,                      # `ImageLoaders`
 
 cnn_learner = vision_learner # its older name, which the lesson uses
 
-# %% ../nbs/06_fine_tuning.ipynb #a0a68310
+# %% ../nbs/06_fine_tuning.ipynb #377629d1
 def describe(dls, arch, weights, prepared: Preparation, head: tuple | None) -> dict:
     "What has to be known to build a learner's model again; None for what cannot be."
     ready = isinstance(arch, nn.Module)
     found = None if ready else find_weights(find_builder(arch), weights)
     return {
-        'arch': type(arch).__name__ if ready else find_builder(arch).__name__,
+        'arch': type(arch).__name__ if ready else function_name(find_builder(arch)),
         'weights': str(found) if found else 'its own' if ready and weights is not None else None,
         'head': None if head is None else {'hidden': list(head[0]), 'dropout': head[1]},
-        **prepared._asdict(),
+        **describe_pictures(prepared),
         **describe_pictures(dls),
     }
 
@@ -298,8 +307,8 @@ def count_parameters(module: nn.Module) -> tuple[int, int]: # in all, and those 
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
-# %% ../nbs/06_fine_tuning.ipynb #4d30a0f2
-_FORMAT = '1' # of the files that `save` writes
+# %% ../nbs/06_fine_tuning.ipynb #38170555
+_FORMAT = 'finetune_teach 1' # of the files that `save` writes
 
 def _file(name: str | os.PathLike) -> Path:
     path = Path(name)
@@ -323,7 +332,7 @@ def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
         aside.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/06_fine_tuning.ipynb #7f3cd4ad
+# %% ../nbs/06_fine_tuning.ipynb #3c3bc91f
 class SavedModel(NamedTuple):
     "What a file of `Learner.save` holds."
     path: Path
@@ -343,18 +352,18 @@ def read_saved(name: str | os.PathLike) -> SavedModel:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f'{path} is damaged, or no saved model: {error}. Save it again.') from error
-    if about.get('format') != _FORMAT:
+    if about.get('format') != _FORMAT or not {'description', 'learns'} <= about.keys():
         raise ValueError(f'{path} was not written by Learner.save of this version of finetune_teach '
-                         f'(its format is {about.get("format")}, not {_FORMAT}).')
+                         f'(its format is {about.get("format")!r}, not {_FORMAT!r}).')
     return SavedModel(path, tensors, json.loads(about['description']), json.loads(about['learns']))
 
-# %% ../nbs/06_fine_tuning.ipynb #092059bf
+# %% ../nbs/06_fine_tuning.ipynb #cbc30ee6
 def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) -> Learner:
     "Put a saved model's weights, optimiser and frozen state into `learn`, all or nothing."
     path, tensors, description, learns = read_saved(name)
     for key in ('arch', 'classes'):
-        if description[key] != learn.description.get(key):
-            raise ValueError(f'{path} has other {key}: {description[key]} in the file, '
+        if description.get(key) != learn.description.get(key):
+            raise ValueError(f'{path} has other {key}: {description.get(key)} in the file, '
                              f'{learn.description.get(key)} here. Nothing was loaded.')
     weights = {k.removeprefix('model.'): t for k, t in tensors.items() if k.startswith('model.')}
     shapes, here = ({k: tuple(t.shape) for k, t in d.items()} for d in (weights, learn.model.state_dict()))
@@ -362,24 +371,29 @@ def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) ->
         raise ValueError(f'{path} does not fit this model: {len(differ)} tensors differ, for instance '
                          f'{differ[0]}: {shapes.get(differ[0], "none")} in the file, '
                          f'{here.get(differ[0], "none")} here. Nothing was loaded.')
+    state = optimizer_state(learn.optimizer, tensors, path) if with_opt else {}
     learn.model.load_state_dict(weights)
     learn.unfreeze()
     for parameter_name, parameter in learn.model.named_parameters():
         parameter.requires_grad_(parameter_name in learns)
-    if with_opt:
-        load_optimizer(learn.optimizer, tensors)
+    learn.optimizer.load_state_dict({**learn.optimizer.state_dict(), 'state': state})
     return learn
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    "Put the saved memory of earlier gradients into `optimizer`."
+def optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict, path: Path) -> dict:
+    "The saved memory of earlier gradients, by number of the parameter, in torch's form."
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
     state = {}
     for key, tensor in tensors.items():
         if key.startswith('optimizer.'):
             _, i, what = key.split('.')
+            wanted = parameters[int(i)].shape if int(i) < len(parameters) else None
+            if what != 'step' and tensor.shape != wanted:
+                raise ValueError(f'{path} does not fit this model: {key} has the shape {tuple(tensor.shape)}, '
+                                 f'not {wanted}. Nothing was loaded.')
             state.setdefault(int(i), {})[what] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), 'state': state})
+    return state
 
-# %% ../nbs/06_fine_tuning.ipynb #fd8c2c99
+# %% ../nbs/06_fine_tuning.ipynb #1b90ed57
 def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
                  arch: nn.Module | None = None,  # the network, where it was one of your own
                  head: nn.Module | None = None,  # the head, where it was one of your own
@@ -388,12 +402,13 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
     "Build a saved model from its file alone."
     path, _, description, _ = read_saved(name)
     try:
-        body = create_body(arch or description['arch'], None)
+        body = create_body(description.get('arch') if arch is None else arch, None)
     except ValueError as error:
-        raise ValueError(f'{path} holds a network of your own, {description["arch"]}: build it and pass '
+        raise ValueError(f'{path} holds a network of your own, {description.get("arch")}: build it and pass '
                          'it as arch=.') from error
-    if head is None and description['head'] is None:
+    if head is None and description.get('head') is None:
         raise ValueError(f'{path} holds a head of your own: build it and pass it as head=.')
-    head = head or create_head(body.num_features, len(description['classes']), **description['head'])
+    if head is None:
+        head = create_head(body.num_features, len(description['classes']), **description['head'])
     learn = Learner(None, nn.Sequential(body, head), device=device, description=description)
     return load_into(learn, path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['suggest_valley', 'suggest_steep', 'suggest_minimum', 'LRFinder', 'plot_lr_find', 'lr_find', 'LRPicker', 'pick_lr']
 
-# %% ../nbs/05_lr_finder.ipynb #053e33ed
+# %% ../nbs/05_lr_finder.ipynb #b935ee21
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .freezing import modes_kept, reuse_frozen
+from .freezing import reuse_frozen
 from .one_cycle import COLOURS, create_optimizer, in_notebook, set_rates, smooth
-from .random_head import keep_random_state, seeded
+from .random_head import keep_random_state, modes_kept, seeded
 
-# %% ../nbs/05_lr_finder.ipynb #d296c95e
+# %% ../nbs/05_lr_finder.ipynb #3a8181b2
 def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate in the middle of the longest fall (fastai's default rule); None if the loss never falls."
     length = [1] * len(losses) # of the longest run of ever smaller losses, gaps allowed, that ends here
@@ -33,7 +33,7 @@ def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
         return None
     end = length.index(longest)
     third = longest / 3
-    return lrs[end - longest + int(third) + int(third / 2)]
+    return lrs[max(end - longest + int(third) + int(third / 2), 0)]
 
 # %% ../nbs/05_lr_finder.ipynb #1fd04b94
 def suggest_steep(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
@@ -104,7 +104,7 @@ def plot_lr_find(finder: LRFinder, ax=None):
     ax.legend(fontsize=8, loc='lower left')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #9476d474
+# %% ../nbs/05_lr_finder.ipynb #debdb797
 def lr_find(model: nn.Module,          # it is not changed
             dls,                       # `ImageLoaders`, or anything with `.train` and `.valid`
             start_lr: float = 1e-7,    # first rate, for all layer groups
@@ -118,16 +118,17 @@ def lr_find(model: nn.Module,          # it is not changed
     "Train a copy for some steps, each with a larger rate than the one before."
     if not (0 < start_lr < end_lr < math.inf):
         raise ValueError(f'the rates have to grow from start_lr ({start_lr}) to end_lr ({end_lr}).')
+    if not len(dls.train):
+        raise ValueError('the training loader has no batches: there is nothing to try the rates on.')
     num_it = max(num_it, 6)
     part, loaders = reuse_frozen(model, dls)
     trial = copy.deepcopy(part).train()
     optimizer = create_optimizer(trial, wd)
-    groups = max(g['layer_group'] for g in optimizer.param_groups) + 1
     lrs, losses = [], []
     with modes_kept(model), keep_random_state(), seeded(seed):
         for x, y in chain.from_iterable(repeat(loaders.train)):
             lr = start_lr * (end_lr / start_lr) ** (len(lrs) / num_it)
-            set_rates(optimizer, [lr] * groups, [0.9] * groups)
+            set_rates(optimizer, [lr], [0.9])
             optimizer.zero_grad()
             loss = loss_func(trial(x), y)
             if not loss.isfinite():
@@ -138,6 +139,9 @@ def lr_find(model: nn.Module,          # it is not changed
             smoothed = smooth(losses)
             if len(lrs) == num_it or (stop_div and smoothed[-1] > 4 * min(smoothed)):
                 break
+    if not lrs:
+        raise ValueError(f'the loss is {loss.item()} at the very first rate, {start_lr}: look for pictures, '
+                         'labels or weights that are not numbers.')
     return LRFinder(lrs, losses, smooth(losses), num_it // 10)
 
 # %% ../nbs/05_lr_finder.ipynb #24ddafb5

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['COLOURS', 'NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constant', 'plot_schedule', 'spread_lrs',
            'create_optimizer', 'set_rates', 'set_weight_decay', 'accuracy', 'error_rate', 'function_name',
-           'get_predictions', 'validate', 'Phase', 'Step', 'Recorder', 'smooth', 'mark_phases', 'plot_loss',
-           'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'fit']
+           'metric_names', 'get_predictions', 'validate', 'Phase', 'Step', 'Recorder', 'smooth', 'mark_phases',
+           'plot_loss', 'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'fit']
 
-# %% ../nbs/04_one_cycle.ipynb #f3beef62
+# %% ../nbs/04_one_cycle.ipynb #c704b86a
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class Schedule(NamedTuple):
     lrs: list[tuple[float, ...]]  # [step][group]
     moms: list[tuple[float, ...]] # [step][group]
 
-# %% ../nbs/04_one_cycle.ipynb #a7020d05
+# %% ../nbs/04_one_cycle.ipynb #69986d88
 def _share(position: float, start: float, end: float) -> float:
     "How much of the way from `start` to `end` is done; in single precision, as fastai counts."
     return float((np.float32(position) - np.float32(start)) / np.float32(end - start))
@@ -50,7 +51,7 @@ def one_cycle(steps: int,                      # batches in the whole run
               moms: tuple[float, float, float] = (0.95, 0.85, 0.95) # momentum at start, peak and end
              ) -> Schedule:
     "Rate up, then down; momentum down, then up (Smith 2018; the same numbers as fastai's)."
-    peaks = [lr_max] if isinstance(lr_max, (int, float)) else list(lr_max)
+    peaks = [lr_max] if isinstance(lr_max, Real) else list(lr_max)
     def value(step, first, middle, last):
         if step / steps < pct_start:
             return cosine(first, middle, _share(step / steps, 0, pct_start))
@@ -58,10 +59,10 @@ def one_cycle(steps: int,                      # batches in the whole run
     lrs = [tuple(value(i, peak / div, peak, peak / div_final) for peak in peaks) for i in range(steps)]
     return Schedule(lrs, [(value(i, *moms),) * len(peaks) for i in range(steps)])
 
-# %% ../nbs/04_one_cycle.ipynb #476bc67d
+# %% ../nbs/04_one_cycle.ipynb #a68a6977
 def constant(steps: int, lr: float | Sequence[float], mom: float = 0.9) -> Schedule:
     "The same rate, or one for each layer group, and the same momentum at every step."
-    lrs = (lr,) if isinstance(lr, (int, float)) else tuple(lr)
+    lrs = (lr,) if isinstance(lr, Real) else tuple(lr)
     return Schedule([lrs] * steps, [(mom,) * len(lrs)] * steps)
 
 # %% ../nbs/04_one_cycle.ipynb #56550752
@@ -88,11 +89,13 @@ def plot_schedule(schedule: Schedule,
         axes[0].legend()
     return axes
 
-# %% ../nbs/04_one_cycle.ipynb #7ebdbb89
+# %% ../nbs/04_one_cycle.ipynb #46cedc63
 def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a list with one rate per group
                n_groups: int # number of layer groups
               ) -> list[float]:
     "One learning rate for each layer group, from the input to the head."
+    if lr is None or isinstance(lr, str):
+        _check_rates([lr], lr)
     if isinstance(lr, slice) and lr.start is None:
         _check_rates([lr.stop], lr)
         lrs = [lr.stop / 10] * (n_groups - 1) + [lr.stop]
@@ -100,25 +103,25 @@ def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a lis
         _check_rates([lr.start, lr.stop], lr)
         factor = (lr.stop / lr.start) ** (1 / max(n_groups - 1, 1))
         lrs = [lr.stop / factor ** i for i in reversed(range(n_groups))]
-    elif isinstance(lr, (int, float)):
+    elif isinstance(lr, Real):
         lrs = [lr] * n_groups
     else:
-        lrs = [float(value) for value in lr]
+        lrs = lr.tolist() if hasattr(lr, 'tolist') else list(lr) # an array or a tensor, a list
     if len(lrs) != n_groups:
         raise ValueError(f'{len(lrs)} learning rates for {n_groups} layer groups: {lr}. '
                          'Give one rate, slice(first, last), or as many rates as there are groups.')
     _check_rates(lrs, lr)
-    return lrs
+    return [float(value) for value in lrs]
 
-# %% ../nbs/04_one_cycle.ipynb #5c7fd05a
+# %% ../nbs/04_one_cycle.ipynb #c3ebb8a5
 def _check_rates(lrs: Sequence[float], given) -> None:
     "A `ValueError` unless all rates are positive numbers."
     for lr in lrs:
-        if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
+        if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
             raise ValueError(f'a learning rate has to be a positive number, not {lr} (from {given}). '
                              'Usual values lie between 1e-6 and 1e-1; lr_find helps to choose.')
 
-# %% ../nbs/04_one_cycle.ipynb #4a3d4ea0
+# %% ../nbs/04_one_cycle.ipynb #e4aabfa3
 def create_optimizer(model: nn.Module,   # its `layer_groups` become the optimiser's
                      wd: float = 0.01    # weight decay: each step shrinks a weight by the share lr * wd
                     ) -> torch.optim.AdamW:
@@ -131,22 +134,27 @@ def create_optimizer(model: nn.Module,   # its `layer_groups` become the optimis
         decayed = [p for p in group.parameters() if id(p) not in norms | biases]
         param_groups += [{'params': decayed, 'weight_decay': wd, 'layer_group': i, 'decays': True},
                          {'params': plain, 'weight_decay': 0.0, 'layer_group': i, 'decays': False}]
-    return torch.optim.AdamW([g for g in param_groups if g['params']], betas=(0.9, 0.99), eps=1e-5)
+    param_groups = [g for g in param_groups if g['params']]
+    return torch.optim.AdamW(param_groups, betas=(0.9, 0.99), eps=1e-5, fused=True) # fused: faster
 
-# %% ../nbs/04_one_cycle.ipynb #1510e4c9
+# %% ../nbs/04_one_cycle.ipynb #b4e82d05
 def set_rates(optimizer: torch.optim.Optimizer, lrs: Sequence[float], moms: Sequence[float]) -> None:
-    "Set the learning rate and the momentum of each layer group."
+    "Set the learning rate and the momentum of each layer group; one rate is for all of them."
     for group in optimizer.param_groups:
-        i = group['layer_group']
-        group['lr'], group['betas'] = lrs[i], (moms[i], group['betas'][1])
+        i = group.get('layer_group', 0) if len(lrs) > 1 else 0
+        group['lr'] = lrs[i]
+        if 'betas' in group:
+            group['betas'] = moms[i], group['betas'][1]
+        else: # plain gradient descent
+            group['momentum'] = moms[i]
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, wd: float) -> None:
     "Set the weight decay of all weights that have one."
     for group in optimizer.param_groups:
-        if group['decays']:
+        if group.get('decays', True):
             group['weight_decay'] = wd
 
-# %% ../nbs/04_one_cycle.ipynb #c592aace
+# %% ../nbs/04_one_cycle.ipynb #eaa8dc3b
 def accuracy(scores: torch.Tensor, targets: torch.Tensor) -> float:
     "Share of pictures whose highest score is that of their class."
     return (scores.argmax(1) == targets).float().mean().item()
@@ -159,13 +167,23 @@ def function_name(function: Callable) -> str:
     "Its name; for an object that can be called, that of its class."
     return getattr(function, '__name__', type(function).__name__)
 
-# %% ../nbs/04_one_cycle.ipynb #dcbb0fa9
+def metric_names(metrics: Sequence[Callable]) -> list[str]:
+    "The metrics' names; a second one of the same name gets a number."
+    names = []
+    for name in map(function_name, metrics):
+        taken = sum(other == name or other.startswith(f'{name}_') for other in names)
+        names.append(f'{name}_{taken + 1}' if taken and name in names else name)
+    return names
+
+# %% ../nbs/04_one_cycle.ipynb #def710ef
 @torch.no_grad()
 def get_predictions(model: nn.Module, loader: Iterable # of (x, y)
                    ) -> tuple[torch.Tensor, torch.Tensor]: # scores N x C and labels N, on the CPU
     "The model's scores for all pictures of a loader, in evaluation mode."
     model.eval()
     pairs = [(model(x).float().cpu(), y.cpu()) for x, y in loader]
+    if not pairs:
+        raise ValueError('the loader has no pictures: nothing can be measured.')
     scores, targets = zip(*pairs)
     return torch.cat(scores), torch.cat(targets)
 
@@ -196,7 +214,7 @@ class Step(NamedTuple):
     moms: tuple[float, ...] # of each layer group
     position: float         # in epochs since the first step of all
 
-# %% ../nbs/04_one_cycle.ipynb #98e8a4a2
+# %% ../nbs/04_one_cycle.ipynb #1d5f4f5a
 @dataclass
 class Recorder:
     "What happened in training, all phases on one axis of time."
@@ -249,6 +267,9 @@ class Recorder:
         "Rates and momenta as they were, or, before any training, those of `schedule`; returns two axes."
         if schedule is not None:
             return plot_schedule(schedule, self.group_names)
+        if not self.steps:
+            raise ValueError('nothing was trained yet, so there is no schedule to draw. Pass one: '
+                             'plot_schedule(learn.one_cycle_schedule(3, 1e-3)).')
         return plot_schedule(Schedule(self.lrs, self.moms), self.group_names, self.positions)
 
 # %% ../nbs/04_one_cycle.ipynb #e70b965d
@@ -376,7 +397,19 @@ def _keep_finite(part: nn.Module, loss: float, statistics: list, where: str) -> 
                      'step. Train with a lower learning rate (lr_find helps), or look for pictures or '
                      'labels that are not numbers.')
 
-# %% ../nbs/04_one_cycle.ipynb #3d01b434
+# %% ../nbs/04_one_cycle.ipynb #fb043c63
+def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
+    "A `ValueError` if there is nothing to train on, or if the schedule is for something else."
+    if not len(dls.train) or not len(dls.valid):
+        raise ValueError(f'{len(dls.train)} training and {len(dls.valid)} validation batches: both are needed.')
+    if len(schedule.lrs) != epochs * len(dls.train):
+        raise ValueError(f'the schedule has {len(schedule.lrs)} steps, but {epochs} epochs of '
+                         f'{len(dls.train)} batches are {epochs * len(dls.train)}.')
+    if len(schedule.lrs[0]) not in (1, n_groups):
+        raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} layer groups: '
+                         'one for all, or one for each.')
+
+# %% ../nbs/04_one_cycle.ipynb #573add2b
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train` and `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -393,7 +426,10 @@ def fit(model: nn.Module,                    # only what is not frozen learns
     recorder = Recorder() if recorder is None else recorder
     phase = phase_name(model)
     recorder.begin_phase(phase, [g.name for g in layer_groups(model)])
-    names = [function_name(m) for m in metrics]
+    metrics = [metrics] if callable(metrics) else metrics
+    names = metric_names(metrics)
+    schedule = Schedule(*schedule)
+    _check_plan(epochs, schedule, dls, len(recorder.group_names))
     table = ResultsTable(['epoch', 'train_loss', 'valid_loss', *names, 'time'], show)
     part, loaders = reuse_frozen(model, dls) # a frozen body's outputs are computed once
     steps = iter(zip(*schedule))

@@ -6,12 +6,12 @@
 __all__ = ['WEIGHTS_FILE', 'TinyResNet', 'TinyResNet_Weights', 'tiny_resnet', 'last_layer', 'find_builder', 'find_weights',
            'load_network', 'Preparation', 'preparation', 'create_body']
 
-# %% ../nbs/01_pretrained_body.ipynb #e6e8a0e8
+# %% ../nbs/01_pretrained_body.ipynb #9b5d1735
 import copy
 import difflib
 import inspect
-import json
 import os
+import pickle
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
@@ -116,25 +116,27 @@ def find_builder(arch: Callable | str) -> Callable:
                          'torchvision.models.list_models(module=torchvision.models), and tiny_resnet.')
     return tiny_resnet if arch == 'tiny_resnet' else models.get_model_builder(arch)
 
-# %% ../nbs/01_pretrained_body.ipynb #903fa04a
+# %% ../nbs/01_pretrained_body.ipynb #7a66a563
 def find_weights(builder: Callable,                       # as `find_builder` returns it
                  weights: WeightsEnum | str | None        # 'DEFAULT', an enum member or its name, None
                 ) -> WeightsEnum | None:
     "The pretrained weights meant by `weights`; None means random ones."
-    if weights is None or isinstance(weights, WeightsEnum):
-        return weights
+    if weights is None:
+        return None
     name = getattr(builder, '__name__', str(builder))
     try:
         choices = get_model_weights(builder)
     except ValueError:
         raise ValueError(f'{name} has no published weights to load. Pass weights=None, '
                          'or the network itself, with the weights you want in it.') from None
+    if isinstance(weights, choices):
+        return weights
     member = str(weights).removeprefix(choices.__name__ + '.')
     if member not in choices.__members__:
         raise ValueError(f'{name} has no weights {weights!r}; there are {list(choices.__members__)}.')
     return choices[member]
 
-# %% ../nbs/01_pretrained_body.ipynb #e49c6c1e
+# %% ../nbs/01_pretrained_body.ipynb #4542a735
 def load_network(arch: Callable | str | nn.Module,         # builder, its name, or a ready network
                  weights: WeightsEnum | str | None = 'DEFAULT'
                 ) -> nn.Module:
@@ -148,9 +150,12 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / Path(weights.url).name
     try:
         return builder(weights=weights)
-    except (OSError, EOFError, RuntimeError, torch.serialization.pickle.UnpicklingError) as error:
-        if cached.exists() or isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        if cached.exists():
+            raise ValueError(f'the file with {weights}, {cached}, is damaged: {error}. '
+                             'Delete it, and it will be downloaded again.') from error
         raise FileNotFoundError(
             f'{weights} could not be downloaded ({error}). torchvision looks for them in {cached}: '
             'put the file there, or do without: weights=None starts from random weights, '

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import same_bits, small_network, state
-from finetune_teach.freezing import freeze, freeze_to, unfreeze
+from finetune_teach.freezing import freeze_to
 from finetune_teach.lr_finder import (
     LRFinder, LRPicker, lr_find, pick_lr, suggest_minimum, suggest_steep, suggest_valley)
 from finetune_teach.one_cycle import constant, create_optimizer, fit, smooth
@@ -25,10 +25,10 @@ LRS = [10 ** (-6 + i / 4) for i in range(24)]  # 1e-6, 1.78e-6, ... 0.56
 # The rules. Places in LRS are what fastai 2.8.12's valley, steep and minimum gave for these losses.
 
 S_CURVE = [2.5 - 1.5 / (1 + math.exp(10 - i)) + 0.15 * max(i - 17, 0) ** 2 for i in range(24)]
-BUMPY = [3.0, 2.9, 2.95, 2.8, 2.85, 2.7, 2.5, 2.6, 2.25, 2.3, 1.9, 1.7, 1.8, 1.45, 1.5, 1.2, 1.3, 1.25, 1.6, 2.0, 2.9,
-         4.0, 6.0, 9.0]
-TWO_FALLS = [3, 2.8, 2.6, 2.9, 3.1, 2.7, 2.4, 2.1, 1.9, 2.2, 2.5, 2.6, 2.0, 1.8, 1.7, 1.75, 1.6, 1.65, 1.9, 2.5, 3, 4,
-             5, 7]
+BUMPY = [3.0, 2.9, 2.95, 2.8, 2.85, 2.7, 2.5, 2.6, 2.25, 2.3, 1.9, 1.7, 1.8, 1.45, 1.5, 1.2, 1.3, 1.25,
+         1.6, 2.0, 2.9, 4.0, 6.0, 9.0]
+TWO_FALLS = [3, 2.8, 2.6, 2.9, 3.1, 2.7, 2.4, 2.1, 1.9, 2.2, 2.5, 2.6, 2.0, 1.8, 1.7, 1.75, 1.6, 1.65, 1.9,
+             2.5, 3, 4, 5, 7]
 
 @pytest.mark.parametrize('losses, valley, steep, lowest', [
     (S_CURVE, 8, 10, 17), (BUMPY, 10, 9, 15), (TWO_FALLS, 11, 11, 16)])

@@ -13,8 +13,8 @@ from torch import nn
 from conftest import changed, same_bits, small_network, state
 from finetune_teach.freezing import freeze, freeze_to, layer_groups, unfreeze
 from finetune_teach.one_cycle import (
-    NOT_METRICS, Recorder, accuracy, constant, cosine, create_optimizer, error_rate, fit, one_cycle, plot_schedule,
-    set_rates, set_weight_decay, smooth, spread_lrs, validate)
+    NOT_METRICS, Recorder, accuracy, constant, cosine, create_optimizer, error_rate, fit, one_cycle,
+    plot_schedule, set_rates, set_weight_decay, smooth, spread_lrs, validate)
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
@@ -134,8 +134,9 @@ NAN, INF = float('nan'), float('inf')
 
 @pytest.mark.parametrize('lr', [
     -1e-3, 0, 0.0, NAN, INF, -INF, slice(-1e-3), slice(NAN), slice(1e-5, INF), slice(-1e-5, 1e-3),
-    slice(1e-5, None), slice(None), slice(0, 1e-3), slice(0.0, 1e-3), slice('a', 'b'), [1e-3, 0, 1e-3], [1e-3, -1, 1e-3],
-    [1e-3, NAN, 1e-3], [1e-3, 1e-3], [1e-3] * 4, [], np.array([1e-3] * 2), '0.001', '123', 'fast', None,
+    slice(1e-5, None), slice(None), slice(0, 1e-3), slice(0.0, 1e-3), slice('a', 'b'),
+    [1e-3, 0, 1e-3], [1e-3, -1, 1e-3], [1e-3, NAN, 1e-3], [1e-3, 1e-3], [1e-3] * 4, [],
+    np.array([1e-3] * 2), '0.001', '123', 'fast', None,
     ['1e-3', '1e-3', 'x'], {}], ids=repr)
 def test_bad_rates(lr):
     with pytest.raises(ValueError, match='rate') as error:
@@ -187,8 +188,8 @@ def test_two_steps_equal_adamw_by_hand():
     "Decay, averages of gradient and square, both corrected for their start at 0; on one weight."
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(2.0)
-    dls = Batches([(torch.tensor([[1.0]]), torch.tensor([0.0])), (torch.tensor([[3.0]]), torch.tensor([1.0]))],
-                  [(torch.tensor([[1.0]]), torch.tensor([0.0]))])
+    first, second = [(torch.tensor([[x]]), torch.tensor([y])) for x, y in [(1.0, 0.0), (3.0, 1.0)]]
+    dls = Batches([first, second], [first])
     lrs, moms, wd = [0.1, 0.2], [0.95, 0.85], 0.5
     fit(model, dls, 1, ([(lr,) for lr in lrs], [(mom,) for mom in moms]), create_optimizer(model, wd),
         loss_func=lambda scores, y: (y * scores[:, 0] + scores[:, 0] ** 2).mean(), metrics=[], show=False)
@@ -243,7 +244,8 @@ def top(scores, targets, k):
 
 
 def test_any_callable_is_a_metric(toy, batches):
-    metrics = [accuracy, Largest(), partial(top, k=3), lambda scores, targets: np.float64(2), nn.CrossEntropyLoss()]
+    metrics = [accuracy, Largest(), partial(top, k=3), lambda scores, targets: np.float64(2),
+               nn.CrossEntropyLoss()]
     recorder = train(toy, batches, 2, metrics=metrics)
     for row in recorder.history:
         values = [v for name, v in row.items() if name not in NOT_METRICS]
@@ -296,8 +298,8 @@ def check_consistent(recorder):
 def test_recorder_of_three_phases(toy, batches):
     recorder, optimizer = Recorder(), create_optimizer(toy)
     for prepare, lr in [(freeze, 0.1), (freeze, 0.2), (unfreeze, 0.3), (lambda m: freeze_to(m, 1), 0.4)]:
-        fit(prepare(toy), batches, 2, constant(6, [lr, 2 * lr, 3 * lr], mom=0.7), optimizer, recorder=recorder,
-            show=False)
+        schedule = constant(6, [lr, 2 * lr, 3 * lr], mom=0.7)
+        fit(prepare(toy), batches, 2, schedule, optimizer, recorder=recorder, show=False)
     check_consistent(recorder)
     assert recorder.positions == pytest.approx([i / 3 for i in range(1, 25)])
     assert [(p.name, p.start) for p in recorder.phases] == [('frozen', 0), ('unfrozen', pytest.approx(4)),
@@ -308,13 +310,23 @@ def test_recorder_of_three_phases(toy, batches):
     keys = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'error_rate', 'time'}
     assert all(set(row) == keys for row in recorder.history)
     assert [row['epoch'] for row in recorder.history] == [0, 1] * 4
-    assert [row['phase'] for row in recorder.history] == ['frozen'] * 4 + ['unfrozen'] * 2 + ['from group 1'] * 2
+    phases = [row['phase'] for row in recorder.history]
+    assert phases == ['frozen'] * 4 + ['unfrozen'] * 2 + ['from group 1'] * 2
     assert [row['position'] for row in recorder.history] == pytest.approx(list(range(1, 9)))
 
 
 def test_history_holds_what_validation_gives(toy, batches):
     row = train(toy, batches, 3).history[-1]
     assert [row['valid_loss'], row['error_rate']] == validate(toy, batches.valid)
+
+
+def test_each_epoch_trains_in_training_mode_and_validates_in_evaluation_mode(toy, batches):
+    seen = []
+    def loss_func(scores, targets):
+        seen.append((scores.requires_grad, toy.training, toy[0][1].training))
+        return F.cross_entropy(scores, targets)
+    train(toy.eval(), batches, 2, loss_func=loss_func)
+    assert seen == ([(True, True, True)] * 3 + [(False, False, False)]) * 2
 
 
 def test_learning_happens(toy, batches):
@@ -389,7 +401,8 @@ def test_a_nan_loss_stops_before_the_step(toy, batches, bad):
     twin.load_state_dict(toy.state_dict())
     train(twin, Batches(batches.train[:2], batches.valid))
     x, y = batches.train[2]
-    broken, recorder, optimizer = Batches([*batches.train[:2], (x * bad, y)], batches.valid), Recorder(), create_optimizer(toy)
+    broken = Batches([*batches.train[:2], (x * bad, y)], batches.valid)
+    recorder, optimizer = Recorder(), create_optimizer(toy)
     with pytest.raises(ValueError, match='step 3 of epoch 0') as error:
         train(toy, broken, recorder=recorder, optimizer=optimizer)
     assert '0.01' in str(error.value) and 'loss' in str(error.value)
@@ -433,7 +446,8 @@ class StoppingLoader(list):
 @pytest.mark.parametrize('where, steps, rows', [('loss', 4, 1), ('metric', 6, 1), ('training loader', 1, 0),
                                                 ('validation loader', 3, 0)])
 def test_ctrl_c_leaves_all_in_order(toy, batches, where, steps, rows):
-    recorder, optimizer, loss, metric, dls = Recorder(), create_optimizer(toy), F.cross_entropy, error_rate, batches
+    recorder, optimizer = Recorder(), create_optimizer(toy)
+    loss, metric, dls = F.cross_entropy, error_rate, batches
     if where == 'loss':
         loss = Stopping(F.cross_entropy, 6)  # 3 batches, 1 validation, 1 batch, and then
     elif where == 'metric':

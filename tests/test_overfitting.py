@@ -1,0 +1,175 @@
+"Best epochs, confidence against accuracy, confident mistakes, and their plots."
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetune_teach.one_cycle import COLOURS, Phase, Recorder
+from finetune_teach.overfitting import (
+    best_epoch, calibration, confidences, plot_calibration, plot_loss_and_metric, top_mistakes)
+
+
+@pytest.fixture
+def recorder():
+    "One frozen and three unfrozen epochs; the loss is lowest early, the error late."
+    columns = dict(train_loss=[2., 1., .5, .2], valid_loss=[1.5, 1.2, 1.4, 1.9],
+                   error_rate=[.6, .5, .4, .4], accuracy=[.4, .5, .6, .6])
+    rows = [{'phase': 'frozen' if i == 0 else 'unfrozen', 'epoch': max(i - 1, 0), 'position': i + 1.,
+             **{name: values[i] for name, values in columns.items()}, 'time': 1.} for i in range(4)]
+    return Recorder(history=rows, phases=[Phase('frozen', 0.), Phase('unfrozen', 1.)])
+
+
+def sure(predicted, confidence, n_classes=4):
+    "Scores of answers given with a certain confidence; the rest is shared by the other classes."
+    probabilities = torch.full((len(predicted), n_classes), 0.)
+    for row, k, c in zip(probabilities, predicted, confidence):
+        row[:] = (1 - c) / (n_classes - 1)
+        row[k] = c
+    return probabilities.log()
+
+
+# Best epoch
+
+@pytest.mark.parametrize('key, lowest, expected', [
+    ('valid_loss', None, 1), ('train_loss', None, 3), ('error_rate', None, 2), ('error_rate', False, 0),
+    ('accuracy', None, 2), ('accuracy', True, 0)])
+def test_best_epoch_is_a_place_in_the_history_and_the_first_of_equals(recorder, key, lowest, expected):
+    assert best_epoch(recorder, key, lowest) == expected
+
+
+def test_best_epoch_leaves_out_epochs_without_a_value(recorder):
+    recorder.history[2]['error_rate'] = math.nan
+    del recorder.history[3]['error_rate']
+    assert best_epoch(recorder, 'error_rate') == 1
+
+
+@pytest.mark.parametrize('key', ['eror_rate', 'phase'])
+def test_best_epoch_names_the_columns_there_are(recorder, key):
+    with pytest.raises(ValueError, match='error_rate.*valid_loss'):
+        best_epoch(recorder, key)
+
+
+def test_best_epoch_before_any_training():
+    with pytest.raises(ValueError, match='no epochs yet'):
+        best_epoch(Recorder())
+
+
+# The plot of losses and metric
+
+def test_plot_has_each_line_where_it_was_measured(recorder):
+    left, right = plot_loss_and_metric(recorder)
+    lines = {line.get_label(): line for ax in (left, right) for line in ax.lines}
+    assert list(lines['train_loss'].get_xdata()) == [.5, 1.5, 2.5, 3.5], 'an average over its epoch'
+    assert list(lines['valid_loss'].get_xdata()) == [1, 2, 3, 4], 'measured at its end'
+    assert list(lines['valid_loss'].get_ydata()) == [1.5, 1.2, 1.4, 1.9]
+    assert lines['error_rate'] in list(right.lines) and list(lines['error_rate'].get_ydata())[-1] == .4
+    assert 'loss' in left.get_ylabel() and 'error_rate' in right.get_ylabel() and left.get_xlabel() == 'epochs'
+
+
+def stars(ax):
+    return [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == '*']
+
+
+def test_stars_mark_the_best_epochs(recorder):
+    left, right = plot_loss_and_metric(recorder)
+    assert stars(left) == [(2, 1.2)] and stars(right) == [(3, .4)]
+    assert stars(plot_loss_and_metric(recorder, 'accuracy')[1]) == [(3, .6)]
+
+
+def test_plot_of_a_real_run_on_given_axes(make_learner):
+    import matplotlib.pyplot as plt
+    learn = make_learner()
+    learn.fit_one_cycle(2)
+    ax = plt.subplots()[1]
+    left, right = plot_loss_and_metric(learn.recorder, ax=ax)
+    assert left is ax and len(stars(left)) == len(stars(right)) == 1
+
+
+# Confidence and calibration
+
+def test_confidences_are_the_largest_probabilities():
+    assert torch.allclose(confidences(sure([0, 3], [.7, .4])), torch.tensor([.7, .4]))
+    assert torch.allclose(confidences(torch.zeros(2, 5)), torch.tensor(.2))
+    assert confidences(torch.zeros(1, 3, dtype=torch.half)).dtype == torch.float32
+
+
+def test_calibration_by_hand():
+    # two answers at 0.95, one right; three at 0.55, all right
+    scores = sure([0, 0, 1, 1, 1], [.95, .95, .55, .55, .55])
+    result = calibration(scores, torch.tensor([0, 2, 1, 1, 1]))
+    low, high = result.bins
+    assert (low.low, low.high, low.count, low.accuracy) == (.5, .6, 3, 1)
+    assert (high.count, high.accuracy) == (2, .5) and math.isclose(high.confidence, .95, rel_tol=1e-5)
+    assert math.isclose(result.error, (2 * .45 + 3 * .45) / 5, rel_tol=1e-5)
+
+
+def test_calibration_against_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(500, 7, generator=generator)
+    targets = torch.randint(7, (500,), generator=generator)
+    confidence, predicted = F.softmax(scores, 1).max(1)
+    error = 0
+    for k in range(15): # Guo et al. 2017, equation 3
+        inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+        if inside.any():
+            accuracy = (predicted == targets)[inside].float().mean()
+            error += inside.sum() / 500 * (accuracy - confidence[inside].mean()).abs()
+    result = calibration(scores, targets, bins=15)
+    assert math.isclose(result.error, error.item(), rel_tol=1e-4)
+    assert sum(b.count for b in result.bins) == 500
+
+
+def test_who_answers_as_often_right_as_sure_is_calibrated():
+    scores, targets = sure([0] * 10, [.7] * 10), torch.tensor([0] * 7 + [1] * 3)
+    assert calibration(scores, targets).error < 1e-5
+    assert 'expected calibration error 0.000' in repr(calibration(scores, targets))
+
+
+def test_certainty_of_one_is_in_the_last_bin():
+    result = calibration(torch.tensor([[1000., 0.]]), torch.tensor([0]))
+    assert [(b.low, b.high, b.count) for b in result.bins] == [(.9, 1, 1)] and result.error == 0
+
+
+def test_a_temperature_changes_confidence_but_no_answer():
+    scores = sure([0, 1, 2], [.9, .8, .7])
+    assert (confidences(scores / 2) < confidences(scores)).all()
+    assert top_mistakes(scores / 2, torch.tensor([1, 1, 1]))[0].place == 0
+
+
+@pytest.mark.parametrize('scores, targets', [
+    (torch.zeros(3), torch.zeros(3)), (torch.zeros(3, 2), torch.zeros(2)), (torch.zeros(0, 2), torch.zeros(0)),
+    (torch.zeros(3, 1), torch.zeros(3)), (torch.full((1, 2), math.nan), torch.zeros(1))])
+@pytest.mark.parametrize('function', [calibration, top_mistakes, plot_calibration])
+def test_bad_scores_are_refused(function, scores, targets):
+    with pytest.raises(ValueError, match='scores'):
+        function(scores, targets.long())
+
+
+def test_no_bins_are_refused():
+    with pytest.raises(ValueError, match='bins=0'):
+        calibration(torch.zeros(2, 2), torch.zeros(2).long(), bins=0)
+
+
+def test_two_calibrations_on_one_picture():
+    scores, targets = sure([0, 1], [.9, .6]), torch.tensor([0, 0])
+    ax = plot_calibration(scores, targets, label='early')
+    assert plot_calibration(scores / 2, targets, ax=ax, label='late') is ax
+    diagonal, early, late = ax.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert (early.get_color(), late.get_color()) == tuple(COLOURS[:2])
+    assert early.get_label().startswith('early') and sorted(early.get_ydata()) == [0, 1]
+
+
+# Mistakes
+
+def test_top_mistakes_are_wrong_and_the_most_confident_first():
+    scores = sure([0, 1, 2, 3, 0], [.6, .9, .8, .99, .7])
+    found = top_mistakes(scores, torch.tensor([1, 1, 3, 0, 2]))
+    assert [m.place for m in found] == [3, 2, 4, 0]
+    assert (found[0].predicted, found[0].actual) == (3, 0) and math.isclose(found[0].confidence, .99, rel_tol=1e-5)
+    assert top_mistakes(scores, torch.tensor([1, 1, 3, 0, 2]), n=2) == found[:2]
+
+
+def test_no_mistakes():
+    assert top_mistakes(sure([0, 1], [.6, .9]), torch.tensor([0, 1])) == []
