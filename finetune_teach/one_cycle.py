@@ -409,7 +409,7 @@ def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
         raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} layer groups: '
                          'one for all, or one for each.')
 
-# %% ../nbs/04_one_cycle.ipynb #573add2b
+# %% ../nbs/04_one_cycle.ipynb #9fa10886
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train` and `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -435,7 +435,7 @@ def fit(model: nn.Module,                    # only what is not frozen learns
     steps = iter(zip(*schedule))
     for epoch in range(epochs):
         start, position, total, seen = time.perf_counter(), recorder.position, 0.0, 0
-        epoch_seed = None if seed is None else seed + 1_000_003 * recorder.epochs_begun
+        epoch_seed = None if seed is None else seed + 1_000_003 * (recorder.epochs_begun + 1)
         recorder.epochs_begun += 1
         with seeded(epoch_seed):
             part.train()

@@ -53,7 +53,7 @@ def plot_loss_and_metric(recorder: Recorder,
     left.legend(handles=lines, ncol=3, loc='upper center', bbox_to_anchor=(0.5, -0.18))
     return left, right
 
-# %% ../nbs/07_overfitting.ipynb #88bfd034
+# %% ../nbs/07_overfitting.ipynb #4398e3e2
 def _check(scores: torch.Tensor, targets: torch.Tensor) -> None:
     "A `ValueError` unless these are scores N x C and labels N."
     good = scores.ndim == 2 and scores.shape[0] >= 1 and scores.shape[1] >= 2
@@ -63,12 +63,13 @@ def _check(scores: torch.Tensor, targets: torch.Tensor) -> None:
     if not scores.isfinite().all():
         raise ValueError('some of the scores are not finite numbers.')
 
+# %% ../nbs/07_overfitting.ipynb #029a6748
 def confidences(scores: torch.Tensor # N x C: any numbers, not yet probabilities
                ) -> torch.Tensor:    # N: from 1/C to 1
     "The probability that a model gives to its own answer, for each picture."
     return scores.float().softmax(1).max(1).values
 
-# %% ../nbs/07_overfitting.ipynb #ded766ee
+# %% ../nbs/07_overfitting.ipynb #ddb1ac40
 class CalibrationBin(NamedTuple):
     "Answers that were given with about the same confidence."
     low: float        # above this confidence
@@ -77,6 +78,7 @@ class CalibrationBin(NamedTuple):
     confidence: float # their mean confidence
     accuracy: float   # the share that is right
 
+# %% ../nbs/07_overfitting.ipynb #2d35e318
 class Calibration(NamedTuple):
     "How far a model's confidence can be believed."
     bins: list[CalibrationBin] # without empty ones
@@ -128,7 +130,7 @@ def plot_calibration(scores: torch.Tensor,  # N x C
     ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8)
     return ax
 
-# %% ../nbs/07_overfitting.ipynb #0a9c5cf2
+# %% ../nbs/07_overfitting.ipynb #63ab3a34
 class Mistake(NamedTuple):
     "A picture that got a wrong answer."
     place: int        # in the set, from 0
@@ -136,6 +138,7 @@ class Mistake(NamedTuple):
     actual: int       # its label
     confidence: float # of the wrong answer
 
+# %% ../nbs/07_overfitting.ipynb #470cf840
 def top_mistakes(scores: torch.Tensor,  # N x C
                  targets: torch.Tensor, # N labels
                  n: int = 12            # at most

@@ -20,7 +20,7 @@ from .freezing import blocks, layer_groups, modes_kept
 from .pictures import IMAGENET_MEAN, IMAGENET_STD, show_pictures
 from .random_head import keep_random_state
 
-# %% ../nbs/08_what_it_learned.ipynb #2e35bf73
+# %% ../nbs/08_what_it_learned.ipynb #a7e7bedc
 def first_convolution(model: nn.Module) -> nn.Conv2d:
     "The first layer that sees red, green and blue: `model` itself or a part of it."
     for module in model.modules():
@@ -29,6 +29,7 @@ def first_convolution(model: nn.Module) -> nn.Conv2d:
     raise ValueError(f'{type(model).__name__} has no convolution that takes three colours; only '
                      'its filters could be shown in colour.')
 
+# %% ../nbs/08_what_it_learned.ipynb #65032d74
 def plot_filters(model: nn.Module,   # a convolution on colours, or a network that begins with one
                  cols: int = 16,     # filters in a row
                  inches: float = 0.4 # width of a filter
@@ -91,7 +92,7 @@ def activations(model: nn.Module,     # any network; it stays as it is
         raise ValueError(f'{missing} gave no single tensor, or were not used; name parts of them.')
     return {name: found[name].cpu() for name in names}
 
-# %% ../nbs/08_what_it_learned.ipynb #ea81f148
+# %% ../nbs/08_what_it_learned.ipynb #9a3d9792
 def special_channels(maps: torch.Tensor, # N x C x h x w
                      i: int = 0,         # which of the N pictures
                      n: int = 5
@@ -101,6 +102,7 @@ def special_channels(maps: torch.Tensor, # N x C x h x w
     compared = peaks[i] / peaks.mean(0).clamp(min=1e-6) if len(peaks) > 1 else peaks[i]
     return compared.topk(min(n, len(compared))).indices.tolist()
 
+# %% ../nbs/08_what_it_learned.ipynb #edaadc50
 def plot_activations(maps: dict[str, torch.Tensor], # from `activations`: N x C x h x w each
                      picture=None,                  # 3 x H x W, uint8 or 0..1: shown on the left
                      i: int = 0,                    # which of the N
@@ -121,13 +123,14 @@ def plot_activations(maps: dict[str, torch.Tensor], # from `activations`: N x C 
             ax.set_title(f'channel {channel}', fontsize=7)
     return axes
 
-# %% ../nbs/08_what_it_learned.ipynb #b22dcbae
+# %% ../nbs/08_what_it_learned.ipynb #3ba0dd0a
 class ReceptiveField(NamedTuple):
     "Where the places of a map look in the picture, in pixels."
     side: int     # of the square that a place mainly depends on
     stride: float # distance between the squares of two neighbouring places
     first: float  # middle of the first place's square
 
+# %% ../nbs/08_what_it_learned.ipynb #6c3f5664
 def receptive_field(model: nn.Module, # any network
                     name: str,        # of a part that gives maps N x C x h x w
                     x: torch.Tensor,  # some pictures N x 3 x H x W, H = W
@@ -151,13 +154,14 @@ def receptive_field(model: nn.Module, # any network
     side = min(inside.index(True) + 1, size)
     return ReceptiveField(side, stride, (row + col) / 2 - stride * (places // 2))
 
-# %% ../nbs/08_what_it_learned.ipynb #c991681d
+# %% ../nbs/08_what_it_learned.ipynb #2f754b47
 class Patches(NamedTuple):
     "The pieces of pictures that excite some channels most."
     channels: list[int]    # K numbers
     values: torch.Tensor   # K x n: activations, strongest first
     pictures: torch.Tensor # K x n x 3 x side x side, from 0 to 1
 
+# %% ../nbs/08_what_it_learned.ipynb #023063e8
 def _cut(picture: torch.Tensor, field: ReceptiveField, row: int, col: int) -> torch.Tensor:
     "The square of `picture` at which a place of a map looks, moved inside where it sticks out."
     corners = [round(field.first + field.stride * k - (field.side - 1) / 2) for k in (row, col)]
