@@ -27,14 +27,16 @@ def save_plot(learn: Learner,  # after training
     learn.recorder.plot_metrics(axes[1])
     figure.savefig(path, dpi=120)
 
-# %% ../nbs/09_command_line.ipynb #752d0771
+# %% ../nbs/09_command_line.ipynb #f18110ac
 def run_demo(args: argparse.Namespace) -> None:
     "Fine-tune the shipped body on drawn pets."
-    print('Fine-tuning tiny_resnet, pretrained on photos, on drawings of 12 breeds of cats and dogs.')
+    print('Fine-tuning tiny_resnet, pretrained on photos, '
+          'on drawings of 12 breeds of cats and dogs.')
     start = time.perf_counter()
     learn = vision_learner(drawn_pets(), metrics=error_rate, seed=args.seed)
     guessing = 1 - 1 / len(learn.dls.classes)
-    print(f'Error rate of the random head: {learn.validate().error_rate:.2f} (guessing: {guessing:.2f})\n')
+    print(f'Error rate of the random head: {learn.validate().error_rate:.2f} '
+          f'(guessing: {guessing:.2f})\n')
     learn.fine_tune(4)
     save_plot(learn, args.plot)
     print(f'\nError rate now: {learn.recorder.history[-1]["error_rate"]:.2f}, '
@@ -43,12 +45,14 @@ def run_demo(args: argparse.Namespace) -> None:
           '  https://finetune-teach.github.io/finetune_teach/\n'
           'or fine-tune on your own photos, one folder per class:\n  finetune-teach train FOLDER')
 
-# %% ../nbs/09_command_line.ipynb #395291e6
+# %% ../nbs/09_command_line.ipynb #56d33281
 def run_train(args: argparse.Namespace) -> None:
     "Fine-tune on a folder of photos and save the model, also after Ctrl-C."
-    dls = image_folders(args.folder, size=args.size, batch_size=args.batch_size, on_error=args.on_error)
+    dls = image_folders(args.folder, size=args.size, batch_size=args.batch_size,
+                        on_error=args.on_error)
     print(dls)
-    learn = vision_learner(dls, args.arch, metrics=[error_rate, accuracy], seed=args.seed, device=args.device)
+    learn = vision_learner(dls, args.arch, metrics=[error_rate, accuracy], seed=args.seed,
+                           device=args.device)
     try:
         learn.fine_tune(args.epochs, base_lr=args.lr)
     finally:
@@ -57,37 +61,45 @@ def run_train(args: argparse.Namespace) -> None:
         save_plot(learn, args.plot)
     print(f'Ask it:\n  finetune-teach predict {args.out} IMAGE...')
 
-# %% ../nbs/09_command_line.ipynb #3f680b97
+# %% ../nbs/09_command_line.ipynb #a4c821ae
 def run_predict(args: argparse.Namespace) -> None:
     "Print the most probable classes of each picture."
     learn = load_learner(args.model)
     classes = learn.description['classes']
     for image in args.images:
         probabilities, best = learn.predict(image).probabilities.topk(min(args.top, len(classes)))
-        answers = ', '.join(f'{classes[i]} {p:.1%}' for p, i in zip(probabilities.tolist(), best.tolist()))
+        answers = ', '.join(f'{classes[i]} {p:.1%}'
+                            for p, i in zip(probabilities.tolist(), best.tolist()))
         print(f'{image}: {answers}')
 
-# %% ../nbs/09_command_line.ipynb #642fb8c8
+# %% ../nbs/09_command_line.ipynb #c2324f00
 def parser() -> argparse.ArgumentParser:
     "The arguments of `finetune-teach`."
-    top = argparse.ArgumentParser('finetune-teach', description='Fine-tune a pretrained network on pictures. '
+    top = argparse.ArgumentParser('finetune-teach',
+                                  description='Fine-tune a pretrained network on pictures. '
                                   'Without a command: on drawn pets, to see that everything works.')
     top.add_argument('--seed', type=int, default=0, help='makes the run repeatable (default 0)')
-    top.add_argument('--plot', default='finetune_teach.png', help='where the picture of the run goes')
+    top.add_argument('--plot', default='finetune_teach.png',
+                     help='where the picture of the run goes')
     top.set_defaults(run=run_demo)
     commands = top.add_subparsers(title='commands')
-    add_train(commands.add_parser('train', help='fine-tune on a folder of photos, one folder per class'))
+    add_train(commands.add_parser('train',
+                                  help='fine-tune on a folder of photos, one folder per class'))
     add_predict(commands.add_parser('predict', help='ask a saved model about pictures'))
     return top
 
 def add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument('folder', help='holds one folder per class, or train and valid with those')
-    p.add_argument('--arch', default='tiny_resnet', help='tiny_resnet, or a torchvision name: resnet34, ...')
-    p.add_argument('--epochs', type=int, default=4, help='unfrozen epochs, after one frozen (default 4)')
+    p.add_argument('--arch', default='tiny_resnet',
+                   help='tiny_resnet, or a torchvision name: resnet34, ...')
+    p.add_argument('--epochs', type=int, default=4,
+                   help='unfrozen epochs, after one frozen (default 4)')
     p.add_argument('--lr', type=float, default=2e-3, help='base learning rate (default 2e-3)')
-    p.add_argument('--size', type=int, help='of the pictures in pixels (default: what the weights want)')
+    p.add_argument('--size', type=int,
+                   help='of the pictures in pixels (default: what the weights want)')
     p.add_argument('--batch-size', type=int, default=32, help='pictures in a batch (default 32)')
-    p.add_argument('--out', default='model.safetensors', help='the file to save (default model.safetensors)')
+    p.add_argument('--out', default='model.safetensors',
+                   help='the file to save (default model.safetensors)')
     p.add_argument('--plot', help='where to draw loss and metrics (default: nowhere)')
     p.add_argument('--device', help='cpu, cuda or mps (default: a GPU if there is one)')
     p.add_argument('--seed', type=int, default=0, help='makes the run repeatable (default 0)')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #852cd0d9
+# %% ../nbs/index.ipynb #f8d2b347
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from .drawing import *
@@ -20,4 +20,4 @@ from .overfitting import *
 from .what_it_learned import *
 from .pretraining import *
 
-__all__ = [name for name in dir() if not name.startswith('_')] # for `from finetune_teach.all import *`
+__all__ = [name for name in dir() if not name.startswith('_')] # for `import *` of this module

@@ -41,17 +41,18 @@ def default_device() -> str:
         return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-# %% ../nbs/06_fine_tuning.ipynb #8f538b7d
+# %% ../nbs/06_fine_tuning.ipynb #38ffb6b1
 def describe_pictures(dls) -> dict:
     "What `predict` has to know: classes, size, mean, std, as far as the loaders tell."
-    found = {key: getattr(dls, key) for key in ('classes', 'size', 'mean', 'std') if hasattr(dls, key)}
+    found = {key: getattr(dls, key) for key in ('classes', 'size', 'mean', 'std')
+             if hasattr(dls, key)}
     return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples
 
-# %% ../nbs/06_fine_tuning.ipynb #cfcf7ac4
+# %% ../nbs/06_fine_tuning.ipynb #9537f2a6
 class _Freezable:
     "The first third of the `Learner`: what it holds, and freezing."
     def __init__(self,
-                 dls,                        # `ImageLoaders`, or anything with `.train` and `.valid`
+                 dls,                        # `ImageLoaders`, or anything with `.train`, `.valid`
                  model: nn.Module,           # `nn.Sequential(body, head)`
                  loss_func: Callable = F.cross_entropy,
                  metrics: Callable | Sequence[Callable] = error_rate, # of scores N x C, labels N
@@ -75,7 +76,8 @@ class _Freezable:
     def steps(self, n_epoch: int) -> int:
         "How many batches `n_epoch` epochs have."
         if not isinstance(n_epoch, int) or n_epoch < 1:
-            raise ValueError(f'the number of epochs has to be a whole number from 1 up, not {n_epoch!r}.')
+            raise ValueError('the number of epochs has to be a whole number from 1 up, '
+                             f'not {n_epoch!r}.')
         if self.dls is None:
             raise ValueError('this learner was loaded without pictures: give it some to train on, '
                              'learn.dls = image_folders(...).')
@@ -94,11 +96,12 @@ class _Freezable:
         "Let everything learn."
         self.freeze_to(0)
 
-# %% ../nbs/06_fine_tuning.ipynb #746f050a
+# %% ../nbs/06_fine_tuning.ipynb #4559c5cf
 class _Trainable(_Freezable):
     "The second third of the `Learner`: training."
-    def one_cycle_schedule(self, n_epoch: int, lr_max=None, div: float = 25.0, div_final: float = 1e5,
-                           pct_start: float = 0.25, moms: tuple | None = None) -> Schedule:
+    def one_cycle_schedule(self, n_epoch: int, lr_max=None, div: float = 25.0,
+                           div_final: float = 1e5, pct_start: float = 0.25,
+                           moms: tuple | None = None) -> Schedule:
         "What `fit_one_cycle` would do; `recorder.plot_schedule` draws it before any training."
         lrs = spread_lrs(self.lr if lr_max is None else lr_max, len(layer_groups(self.model)))
         return one_cycle(self.steps(n_epoch), lrs, div, div_final, pct_start, moms or self.moms)
@@ -110,7 +113,7 @@ class _Trainable(_Freezable):
                       div_final: float = 1e5,  # the last is close to lr_max / div_final
                       pct_start: float = 0.25, # share of the steps in which the rate rises
                       wd: float | None = None, # weight decay; default the learner's
-                      moms: tuple | None = None, # momentum at start, peak, end; default the learner's
+                      moms: tuple | None = None, # at start, peak, end; default the learner's
                       reset_opt: bool = False  # empty the optimiser's memory first
                      ) -> None:
         "Train with one cycle of the learning rate."
@@ -133,7 +136,7 @@ class _Trainable(_Freezable):
                   epochs: int,             # with everything unfrozen
                   base_lr: float = 2e-3,   # the head's peak while frozen; half of it afterwards
                   freeze_epochs: int = 1,  # before that, with the body frozen
-                  lr_mult: float = 100,    # unfrozen, the first group's peak is the head's / lr_mult
+                  lr_mult: float = 100,    # unfrozen, the first group's peak: the head's / lr_mult
                   pct_start: float = 0.3,  # share of rising rates in the unfrozen epochs
                   div: float = 5.0,        # their first rate is the peak / div
                   **kwargs                 # for both calls of `fit_one_cycle`
@@ -141,14 +144,15 @@ class _Trainable(_Freezable):
         "Train the head with the body frozen, then everything with small, discriminative rates."
         if 'lr_max' in kwargs:
             raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
-        for n in {epochs, freeze_epochs or epochs}: # a mistake shows now, not after the frozen epochs
+        for n in {epochs, freeze_epochs or epochs}: # mistakes show now, not after frozen epochs
             self.steps(n)
         if not lr_mult > 0:
-            raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: the head\'s rate is divided by it.')
+            raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: '
+                             'the head\'s rate is divided by it.')
         spread_lrs(base_lr, 1)
         if self.description.get('weights', '') is None:
-            warnings.warn('nothing is pretrained in this model, so freezing protects random weights; '
-                          'fit_one_cycle trains everything from scratch.', stacklevel=2)
+            warnings.warn('nothing is pretrained in this model, so freezing protects random '
+                          'weights; fit_one_cycle trains everything from scratch.', stacklevel=2)
         if freeze_epochs:
             self.freeze()
             self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
@@ -163,11 +167,11 @@ class Prediction(NamedTuple):
     label: str                  # the class with the highest probability
     probabilities: torch.Tensor # float32 C, in the order of the classes
 
-# %% ../nbs/06_fine_tuning.ipynb #e7ba37d4
+# %% ../nbs/06_fine_tuning.ipynb #af20a6f5
 class Learner(_Trainable):
     "A model, pictures, an optimiser and the history of training, in one place."
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
-                **kwargs                 # for `lr_finder.lr_find`: start_lr, end_lr, num_it, stop_div
+                **kwargs                 # `lr_finder.lr_find`: start_lr, end_lr, num_it, stop_div
                ) -> LRFinder:
         "Run the learning-rate finder on a copy; nothing of the learner changes."
         options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed, **kwargs}
@@ -206,7 +210,7 @@ class Learner(_Trainable):
         "Read what `save` wrote; architecture and classes must be the same."
         return load_into(self, name, with_opt)
 
-# %% ../nbs/06_fine_tuning.ipynb #5ae84df9
+# %% ../nbs/06_fine_tuning.ipynb #cbf1de65
 def vision_learner(dls,                      # `ImageLoaders`
                    arch: Callable | str | nn.Module = tiny_resnet, # builder, name, or ready network
                    *,
@@ -217,16 +221,17 @@ def vision_learner(dls,                      # `ImageLoaders`
                    metrics: Callable | Sequence[Callable] = error_rate,
                    seed: int | None = None,  # makes head and training repeatable to the bit
                    device: str | None = None, # default: a GPU if there is one
-                   **kwargs                  # for `Learner`: loss_func, lr, wd, moms, train_bn, show
+                   **kwargs                  # to `Learner`: loss_func, lr, wd, moms, train_bn, show
                   ) -> Learner:
     "A learner with a pretrained, frozen body and a random head."
     if 'pretrained' in kwargs:
-        raise TypeError("vision_learner has no pretrained=: give weights='DEFAULT', or weights=None for "
-                        'random ones.')
+        raise TypeError("vision_learner has no pretrained=: give weights='DEFAULT', or "
+                        'weights=None for random ones.')
     prepared = preparation(arch, weights)
     if hasattr(dls, 'prepared'):
         dls = dls.prepared(*prepared, device=device or default_device())
-    description = describe(dls, arch, weights, prepared, (hidden, dropout) if head is None else None)
+    description = describe(dls, arch, weights, prepared,
+                           (hidden, dropout) if head is None else None)
     with seeded(seed):
         body = create_body(arch, weights)
         n_features, n_classes = body.num_features, len(dls.classes)
@@ -253,7 +258,7 @@ def describe(dls, arch, weights, prepared: Preparation, head: tuple | None) -> d
         **describe_pictures(dls),
     }
 
-# %% ../nbs/06_fine_tuning.ipynb #b59def76
+# %% ../nbs/06_fine_tuning.ipynb #4358bef3
 @torch.no_grad()
 def check_body(body: nn.Module, x: torch.Tensor, description: dict) -> None:
     "A `ValueError` if `body` does not turn pictures `x` into N x F features."
@@ -262,11 +267,13 @@ def check_body(body: nn.Module, x: torch.Tensor, description: dict) -> None:
         try:
             features = body.eval()(x)
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(f'{arch} does not take pictures of {x.shape[2]}x{x.shape[3]} pixels: {error} '
-                             'Make the loaders with another size, for instance size=224.') from error
+            raise ValueError(f'{arch} does not take pictures of {x.shape[2]}x{x.shape[3]} pixels: '
+                             f'{error} Make the loaders with another size, for instance '
+                             'size=224.') from error
     if features.shape != wanted:
-        raise ValueError(f'the body of {arch} gives {tuple(features.shape)}, not {wanted}: its last '
-                         'linear layer is not its end. Pass a classification network that ends in one.')
+        raise ValueError(f'the body of {arch} gives {tuple(features.shape)}, not {wanted}: its '
+                         'last linear layer is not its end. Pass a classification network that '
+                         'ends in one.')
 
 # %% ../nbs/06_fine_tuning.ipynb #8fde777f
 class Text(str):
@@ -286,7 +293,7 @@ def output_shapes(modules: Sequence[nn.Module], model: nn.Module, x: torch.Tenso
         hook.remove()
     return shapes
 
-# %% ../nbs/06_fine_tuning.ipynb #7619851c
+# %% ../nbs/06_fine_tuning.ipynb #be294439
 def summary(model: nn.Module,   # `nn.Sequential(body, head)`
             x: torch.Tensor     # some pictures, N x 3 x H x W
            ) -> Text:
@@ -298,16 +305,18 @@ def summary(model: nn.Module,   # `nn.Sequential(body, head)`
     for group, module in parts:
         count, learning = count_parameters(module)
         learns = {count: 'yes', 0: 'no'}.get(learning, f'{learning:,}')
-        lines.append(f'{group:11} {names[module]:18} {shapes.get(module, "?"):>11} {count:>12,}  {learns}')
+        lines.append(f'{group:11} {names[module]:18} {shapes.get(module, "?"):>11} '
+                     f'{count:>12,}  {learns}')
     count, learning = count_parameters(model)
-    return Text('\n'.join([*lines, f'{learning:,} of {count:,} parameters learn ({learning / count:.0%})']))
+    return Text('\n'.join([*lines, f'{learning:,} of {count:,} parameters learn '
+                                   f'({learning / count:.0%})']))
 
 def count_parameters(module: nn.Module) -> tuple[int, int]: # in all, and those that learn
     "How many numbers `module` consists of, and how many of them may change."
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
-# %% ../nbs/06_fine_tuning.ipynb #38170555
+# %% ../nbs/06_fine_tuning.ipynb #8d8252b0
 _FORMAT = 'finetune_teach 1' # of the files that `save` writes
 
 def _file(name: str | os.PathLike) -> Path:
@@ -323,7 +332,8 @@ def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
         tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(t) for k, t in state.items()}
     tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     learns = [name for name, p in learn.model.named_parameters() if p.requires_grad]
-    about = {'format': _FORMAT, 'description': json.dumps(learn.description), 'learns': json.dumps(learns)}
+    about = {'format': _FORMAT, 'description': json.dumps(learn.description),
+             'learns': json.dumps(learns)}
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         safetensors.torch.save_file(tensors, aside, about)
@@ -332,7 +342,7 @@ def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
         aside.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/06_fine_tuning.ipynb #3c3bc91f
+# %% ../nbs/06_fine_tuning.ipynb #b31804f2
 class SavedModel(NamedTuple):
     "What a file of `Learner.save` holds."
     path: Path
@@ -345,19 +355,22 @@ def read_saved(name: str | os.PathLike) -> SavedModel:
     path = _file(name)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob('*.safetensors')) or 'none'
-        raise FileNotFoundError(f'there is no saved model {path}. Saved models in that folder: {beside}.')
+        raise FileNotFoundError(f'there is no saved model {path}. '
+                                f'Saved models in that folder: {beside}.')
     try:
         with safetensors.safe_open(path, 'pt') as file:
             about = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is damaged, or no saved model: {error}. Save it again.') from error
+        raise ValueError(f'{path} is damaged, or no saved model: {error}. '
+                         'Save it again.') from error
     if about.get('format') != _FORMAT or not {'description', 'learns'} <= about.keys():
-        raise ValueError(f'{path} was not written by Learner.save of this version of finetune_teach '
+        raise ValueError(f'{path} was not written by Learner.save of this version of '
+                         'finetune_teach '
                          f'(its format is {about.get("format")!r}, not {_FORMAT!r}).')
     return SavedModel(path, tensors, json.loads(about['description']), json.loads(about['learns']))
 
-# %% ../nbs/06_fine_tuning.ipynb #cbc30ee6
+# %% ../nbs/06_fine_tuning.ipynb #a94969d0
 def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) -> Learner:
     "Put a saved model's weights, optimiser and frozen state into `learn`, all or nothing."
     path, tensors, description, learns = read_saved(name)
@@ -366,10 +379,11 @@ def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) ->
             raise ValueError(f'{path} has other {key}: {description.get(key)} in the file, '
                              f'{learn.description.get(key)} here. Nothing was loaded.')
     weights = {k.removeprefix('model.'): t for k, t in tensors.items() if k.startswith('model.')}
-    shapes, here = ({k: tuple(t.shape) for k, t in d.items()} for d in (weights, learn.model.state_dict()))
+    shapes, here = ({k: tuple(t.shape) for k, t in d.items()}
+                    for d in (weights, learn.model.state_dict()))
     if differ := sorted(k for k in shapes | here if shapes.get(k) != here.get(k)):
-        raise ValueError(f'{path} does not fit this model: {len(differ)} tensors differ, for instance '
-                         f'{differ[0]}: {shapes.get(differ[0], "none")} in the file, '
+        raise ValueError(f'{path} does not fit this model: {len(differ)} tensors differ, for '
+                         f'instance {differ[0]}: {shapes.get(differ[0], "none")} in the file, '
                          f'{here.get(differ[0], "none")} here. Nothing was loaded.')
     state = optimizer_state(learn.optimizer, tensors, path) if with_opt else {}
     learn.model.load_state_dict(weights)
@@ -388,12 +402,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict, path: Path)
             _, i, what = key.split('.')
             wanted = parameters[int(i)].shape if int(i) < len(parameters) else None
             if what != 'step' and tensor.shape != wanted:
-                raise ValueError(f'{path} does not fit this model: {key} has the shape {tuple(tensor.shape)}, '
-                                 f'not {wanted}. Nothing was loaded.')
+                raise ValueError(f'{path} does not fit this model: {key} has the shape '
+                                 f'{tuple(tensor.shape)}, not {wanted}. Nothing was loaded.')
             state.setdefault(int(i), {})[what] = tensor
     return state
 
-# %% ../nbs/06_fine_tuning.ipynb #1b90ed57
+# %% ../nbs/06_fine_tuning.ipynb #0621ed77
 def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
                  arch: nn.Module | None = None,  # the network, where it was one of your own
                  head: nn.Module | None = None,  # the head, where it was one of your own
@@ -404,8 +418,8 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
     try:
         body = create_body(description.get('arch') if arch is None else arch, None)
     except ValueError as error:
-        raise ValueError(f'{path} holds a network of your own, {description.get("arch")}: build it and pass '
-                         'it as arch=.') from error
+        raise ValueError(f'{path} holds a network of your own, {description.get("arch")}: '
+                         'build it and pass it as arch=.') from error
     if head is None and description.get('head') is None:
         raise ValueError(f'{path} holds a head of your own: build it and pass it as head=.')
     if head is None:

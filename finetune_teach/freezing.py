@@ -15,7 +15,7 @@ from torch import nn
 
 from .random_head import modes_kept
 
-# %% ../nbs/03_freezing.ipynb #c71ea5ed
+# %% ../nbs/03_freezing.ipynb #7359a13f
 def _parts(module: nn.Module) -> list[nn.Module]:
     "`module`'s children that have parameters, in order."
     return [child for child in module.children() if next(child.parameters(), None) is not None]
@@ -24,7 +24,7 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 def blocks(body: nn.Module, at_least: int = 5) -> list[nn.Module]:
-    "The parts of `body` that have parameters, in order; too few large ones are taken apart further."
+    "The parts of `body` that have parameters, in order; too few large ones are taken apart."
     parts = _parts(body)
     while len(parts) < at_least:
         divisible = [part for part in parts if _parts(part)]
@@ -34,19 +34,19 @@ def blocks(body: nn.Module, at_least: int = 5) -> list[nn.Module]:
         parts[largest:largest + 1] = _parts(parts[largest])
     return parts
 
-# %% ../nbs/03_freezing.ipynb #ca9f1ead
+# %% ../nbs/03_freezing.ipynb #75ac76a1
 class LayerGroup(NamedTuple):
     "Parts of a network that are frozen, and given a learning rate, together."
     name: str
     modules: list[nn.Module]
-    loose: list[nn.Parameter] # parameters that lie in none of the modules, such as a position embedding
+    loose: list[nn.Parameter] # parameters in none of the modules, such as a position embedding
 
     def parameters(self) -> list[nn.Parameter]:
         "All parameters of the group."
         return [p for m in self.modules for p in m.parameters()] + self.loose
 
-# %% ../nbs/03_freezing.ipynb #f708aff8
-def layer_groups(model: nn.Module # `nn.Sequential(body, head)`, or any network: its last part is the head
+# %% ../nbs/03_freezing.ipynb #28f09b12
+def layer_groups(model: nn.Module # `nn.Sequential(body, head)`, or any: its last part is the head
                 ) -> list[LayerGroup]: # from the input to the head
     "Early body, late body, head: for any network, read off its own structure."
     *rest, head = _parts(model) or [model]
@@ -75,25 +75,25 @@ def _watch(module: nn.Module, rests: bool) -> None:
         module.register_forward_pre_hook(_rest_if_frozen)
     module.rests = rests
 
-# %% ../nbs/03_freezing.ipynb #c5bda83e
-NORMS = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm # layers with a scale and a shift
+# %% ../nbs/03_freezing.ipynb #781c4b86
+NORMS = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm # with a scale and a shift
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS)
 
 def freeze_to(model: nn.Module,      # `nn.Sequential(body, head)`, or any network
-              n: int,                # first layer group to train; negative counts from the end, -1 = head only
-              train_bn: bool = False # keep normalisation layers of frozen groups learning, as fastai does
+              n: int,                # first group to train; negative: from the end, -1 = head only
+              train_bn: bool = False # let frozen groups' normalisation layers learn, as fastai does
              ) -> nn.Module:         # the same model
-    "Freeze every layer group before `n`; frozen groups keep their weights and statistics to the bit."
+    "Freeze every layer group before `n`; they keep their weights and statistics to the bit."
     groups = layer_groups(model)
     if not -len(groups) <= n < len(groups):
         names = ', '.join(group.name for group in groups)
         raise ValueError(f'freeze_to({n}): this network has {len(groups)} layer groups ({names}), '
                          f'so n goes from {-len(groups)} to {len(groups) - 1}.')
     if len(groups) == 1 and n == -1:
-        raise ValueError('this network has one layer group only: nothing lies before its head that could '
-                         'be frozen. Build it as nn.Sequential(body, head).')
+        raise ValueError('this network has one layer group only: nothing lies before its head that '
+                         'could be frozen. Build it as nn.Sequential(body, head).')
     for i, group in enumerate(groups):
         for p in group.parameters():
             p.requires_grad_(i >= n % len(groups))
@@ -105,7 +105,7 @@ def freeze_to(model: nn.Module,      # `nn.Sequential(body, head)`, or any netwo
         for m in group.modules:
             _watch(m, rests=i < n % len(groups))
     rests = False
-    for child in model.children(): # one without parameters, such as dropout, rests with the one before
+    for child in model.children(): # without parameters, such as dropout: as the one before
         learns = [p.requires_grad for p in child.parameters()]
         rests = not any(learns) if learns else rests
         _watch(child, rests)
@@ -155,7 +155,7 @@ class FeatureLoader:
             self.known[variant[new]] = True
         return self.features[variant.to(self.features.device)]
 
-# %% ../nbs/03_freezing.ipynb #9837a327
+# %% ../nbs/03_freezing.ipynb #e628189e
 class Loaders(NamedTuple):
     "A training and a validation loader."
     train: object
@@ -164,7 +164,7 @@ class Loaders(NamedTuple):
 def reuse_frozen(model: nn.Module, # `nn.Sequential(body, head)`
                  dls               # `ImageLoaders`, or anything with loaders `.train` and `.valid`
                 ) -> tuple[nn.Module, Loaders]: # what is left to train, and loaders that fit it
-    "With a frozen body: the head, and loaders of features. Otherwise model and loaders as they are."
+    "With a frozen body: the head, and loaders of features. Otherwise model and loaders as is."
     frozen = (isinstance(model, nn.Sequential) and len(model) == 2 and hasattr(dls.train, 'plans')
               and not any(p.requires_grad for p in model[0].parameters()))
     if not frozen:

@@ -20,10 +20,10 @@ from .freezing import reuse_frozen
 from .one_cycle import COLOURS, create_optimizer, in_notebook, set_rates, smooth
 from .random_head import keep_random_state, modes_kept, seeded
 
-# %% ../nbs/05_lr_finder.ipynb #3a8181b2
+# %% ../nbs/05_lr_finder.ipynb #6b78c86b
 def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    "The rate in the middle of the longest fall (fastai's default rule); None if the loss never falls."
-    length = [1] * len(losses) # of the longest run of ever smaller losses, gaps allowed, that ends here
+    "The rate in the middle of the longest fall (fastai's default rule); None if it never falls."
+    length = [1] * len(losses) # of the longest falling run, gaps allowed, that ends here
     for i in range(len(losses)):
         for j in range(i):
             if losses[i] < losses[j]:
@@ -35,10 +35,11 @@ def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
     third = longest / 3
     return lrs[max(end - longest + int(third) + int(third / 2), 0)]
 
-# %% ../nbs/05_lr_finder.ipynb #1fd04b94
+# %% ../nbs/05_lr_finder.ipynb #73facd5f
 def suggest_steep(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate at which the loss falls fastest per factor of the rate; None if it never falls."
-    slopes = [(losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i]) for i in range(len(lrs) - 1)]
+    slopes = [(losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i])
+              for i in range(len(lrs) - 1)]
     steepest = min(slopes, default=0)
     return lrs[slopes.index(steepest)] if steepest < 0 else None
 
@@ -47,7 +48,7 @@ def suggest_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | No
     lowest = min(range(len(losses)), key=lambda i: losses[i], default=0)
     return lrs[lowest] / 10 if lowest > 0 else None
 
-# %% ../nbs/05_lr_finder.ipynb #901add11
+# %% ../nbs/05_lr_finder.ipynb #a4ccb98b
 @dataclass
 class LRFinder:
     "The finder's curve, and what the rules suggest."
@@ -80,15 +81,16 @@ class LRFinder:
 
     def __repr__(self) -> str:
         found = ', '.join(f'{name}={lr:.2e}' for name, lr in self.suggestions.items())
-        return f'LRFinder({found or "no suggestion: the loss never fell"}; {len(self.lrs)} rates tried)'
+        return (f'LRFinder({found or "no suggestion: the loss never fell"}; '
+                f'{len(self.lrs)} rates tried)')
 
     def plot(self, ax=None):
         "Draw the curve with the suggestions on it; returns the axes."
         return plot_lr_find(self, ax)
 
-# %% ../nbs/05_lr_finder.ipynb #8384523c
+# %% ../nbs/05_lr_finder.ipynb #df61de0a
 def plot_lr_find(finder: LRFinder, ax=None):
-    "The finder's curve: losses as they were (faint), smoothed, and the suggestions; returns the axes."
+    "The finder's curve: losses (faint), smoothed losses, and the suggestions; returns the axes."
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6, 3.2), constrained_layout=True)[1]
@@ -96,7 +98,8 @@ def plot_lr_find(finder: LRFinder, ax=None):
     ax.plot(finder.lrs, finder.smoothed, color=COLOURS[0], label='smoothed')
     for i, (name, lr) in enumerate(finder.suggestions.items()):
         at = min(range(len(finder.lrs)), key=lambda k: abs(math.log(finder.lrs[k] / lr)))
-        ax.plot(lr, finder.smoothed[at], 'os^'[i], color=COLOURS[i + 1], ms=8, label=f'{name} {lr:.1e}')
+        ax.plot(lr, finder.smoothed[at], 'os^'[i], color=COLOURS[i + 1], ms=8,
+                label=f'{name} {lr:.1e}')
     low, start = min(finder.smoothed), finder.smoothed[min(finder.skip_start, len(finder.lrs) - 1)]
     fall = max(start - low, 0.2 * start) # the fall has to be seen, not the explosion
     ax.set(xscale='log', xlabel='learning rate', ylabel='loss', title='Learning-rate finder',
@@ -104,7 +107,7 @@ def plot_lr_find(finder: LRFinder, ax=None):
     ax.legend(fontsize=8, loc='lower left')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #debdb797
+# %% ../nbs/05_lr_finder.ipynb #600a1e30
 def lr_find(model: nn.Module,          # it is not changed
             dls,                       # `ImageLoaders`, or anything with `.train` and `.valid`
             start_lr: float = 1e-7,    # first rate, for all layer groups
@@ -113,13 +116,14 @@ def lr_find(model: nn.Module,          # it is not changed
             stop_div: bool = True,     # stop when the smoothed loss is four times its lowest value
             wd: float = 0.01,          # weight decay
             loss_func: Callable = F.cross_entropy,
-            seed: int | None = None    # None: the generators as they are; they are put back afterwards
+            seed: int | None = None    # None: the generators as they are; put back afterwards
            ) -> LRFinder:
     "Train a copy for some steps, each with a larger rate than the one before."
     if not (0 < start_lr < end_lr < math.inf):
         raise ValueError(f'the rates have to grow from start_lr ({start_lr}) to end_lr ({end_lr}).')
     if not len(dls.train):
-        raise ValueError('the training loader has no batches: there is nothing to try the rates on.')
+        raise ValueError('the training loader has no batches: '
+                         'there is nothing to try the rates on.')
     num_it = max(num_it, 6)
     part, loaders = reuse_frozen(model, dls)
     trial = copy.deepcopy(part).train()
@@ -140,8 +144,8 @@ def lr_find(model: nn.Module,          # it is not changed
             if len(lrs) == num_it or (stop_div and smoothed[-1] > 4 * min(smoothed)):
                 break
     if not lrs:
-        raise ValueError(f'the loss is {loss.item()} at the very first rate, {start_lr}: look for pictures, '
-                         'labels or weights that are not numbers.')
+        raise ValueError(f'the loss is {loss.item()} at the very first rate, {start_lr}: '
+                         'look for pictures, labels or weights that are not numbers.')
     return LRFinder(lrs, losses, smooth(losses), num_it // 10)
 
 # %% ../nbs/05_lr_finder.ipynb #24ddafb5

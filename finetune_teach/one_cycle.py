@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
     lrs: list[tuple[float, ...]]  # [step][group]
     moms: list[tuple[float, ...]] # [step][group]
 
-# %% ../nbs/04_one_cycle.ipynb #69986d88
+# %% ../nbs/04_one_cycle.ipynb #8b57bcdc
 def _share(position: float, start: float, end: float) -> float:
     "How much of the way from `start` to `end` is done; in single precision, as fastai counts."
     return float((np.float32(position) - np.float32(start)) / np.float32(end - start))
@@ -48,7 +48,7 @@ def one_cycle(steps: int,                      # batches in the whole run
               div: float = 25.0,               # the first rate is lr_max / div
               div_final: float = 1e5,          # the last is close to lr_max / div_final
               pct_start: float = 0.25,         # share of the steps in which the rate rises
-              moms: tuple[float, float, float] = (0.95, 0.85, 0.95) # momentum at start, peak and end
+              moms: tuple[float, float, float] = (0.95, 0.85, 0.95) # momentum at start, peak, end
              ) -> Schedule:
     "Rate up, then down; momentum down, then up (Smith 2018; the same numbers as fastai's)."
     peaks = [lr_max] if isinstance(lr_max, Real) else list(lr_max)
@@ -56,7 +56,8 @@ def one_cycle(steps: int,                      # batches in the whole run
         if step / steps < pct_start:
             return cosine(first, middle, _share(step / steps, 0, pct_start))
         return cosine(middle, last, _share(step / steps, pct_start, 1))
-    lrs = [tuple(value(i, peak / div, peak, peak / div_final) for peak in peaks) for i in range(steps)]
+    lrs = [tuple(value(i, peak / div, peak, peak / div_final) for peak in peaks)
+           for i in range(steps)]
     return Schedule(lrs, [(value(i, *moms),) * len(peaks) for i in range(steps)])
 
 # %% ../nbs/04_one_cycle.ipynb #a68a6977
@@ -65,8 +66,8 @@ def constant(steps: int, lr: float | Sequence[float], mom: float = 0.9) -> Sched
     lrs = (lr,) if isinstance(lr, Real) else tuple(lr)
     return Schedule([lrs] * steps, [(mom,) * len(lrs)] * steps)
 
-# %% ../nbs/04_one_cycle.ipynb #56550752
-COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'] # safe for colour-blind eyes
+# %% ../nbs/04_one_cycle.ipynb #12ce2e42
+COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'] # colour-blind safe
 
 def plot_schedule(schedule: Schedule,
                   names: Sequence[str] = (), # of the layer groups
@@ -79,7 +80,8 @@ def plot_schedule(schedule: Schedule,
     for ax, values, title in zip(axes, schedule, ['learning rate', 'momentum']):
         for i, line in enumerate(zip(*values)):
             label = names[i] if names else f'layer group {i}'
-            ax.plot(x, line, color=COLOURS[i % len(COLOURS)], label=label, lw=2, ls=['-', '--', ':'][i % 3])
+            ax.plot(x, line, color=COLOURS[i % len(COLOURS)], label=label, lw=2,
+                    ls=['-', '--', ':'][i % 3])
         ax.set(title=title, xlabel=x_label)
     lowest, highest = min(map(min, schedule.lrs)), max(max(r) for r in schedule.lrs)
     peaks = [max(line) for line in zip(*schedule.lrs)]
@@ -89,8 +91,8 @@ def plot_schedule(schedule: Schedule,
         axes[0].legend()
     return axes
 
-# %% ../nbs/04_one_cycle.ipynb #46cedc63
-def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a list with one rate per group
+# %% ../nbs/04_one_cycle.ipynb #39d1e49e
+def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a list: a rate per group
                n_groups: int # number of layer groups
               ) -> list[float]:
     "One learning rate for each layer group, from the input to the head."
@@ -113,17 +115,18 @@ def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a lis
     _check_rates(lrs, lr)
     return [float(value) for value in lrs]
 
-# %% ../nbs/04_one_cycle.ipynb #c3ebb8a5
+# %% ../nbs/04_one_cycle.ipynb #58d38540
 def _check_rates(lrs: Sequence[float], given) -> None:
     "A `ValueError` unless all rates are positive numbers."
     for lr in lrs:
         if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
-            raise ValueError(f'a learning rate has to be a positive number, not {lr} (from {given}). '
+            raise ValueError(f'a learning rate has to be a positive number, not {lr} '
+                             f'(from {given}). '
                              'Usual values lie between 1e-6 and 1e-1; lr_find helps to choose.')
 
-# %% ../nbs/04_one_cycle.ipynb #e4aabfa3
+# %% ../nbs/04_one_cycle.ipynb #d4a9cdba
 def create_optimizer(model: nn.Module,   # its `layer_groups` become the optimiser's
-                     wd: float = 0.01    # weight decay: each step shrinks a weight by the share lr * wd
+                     wd: float = 0.01    # weight decay: steps shrink a weight by the share lr * wd
                     ) -> torch.optim.AdamW:
     "AdamW over all parameters, frozen ones too; rates and momentum are set at every step."
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
@@ -137,8 +140,9 @@ def create_optimizer(model: nn.Module,   # its `layer_groups` become the optimis
     param_groups = [g for g in param_groups if g['params']]
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.99), eps=1e-5, fused=True) # fused: faster
 
-# %% ../nbs/04_one_cycle.ipynb #b4e82d05
-def set_rates(optimizer: torch.optim.Optimizer, lrs: Sequence[float], moms: Sequence[float]) -> None:
+# %% ../nbs/04_one_cycle.ipynb #fcc6e035
+def set_rates(optimizer: torch.optim.Optimizer, lrs: Sequence[float],
+              moms: Sequence[float]) -> None:
     "Set the learning rate and the momentum of each layer group; one rate is for all of them."
     for group in optimizer.param_groups:
         i = group.get('layer_group', 0) if len(lrs) > 1 else 0
@@ -175,7 +179,7 @@ def metric_names(metrics: Sequence[Callable]) -> list[str]:
         names.append(f'{name}_{taken + 1}' if taken and name in names else name)
     return names
 
-# %% ../nbs/04_one_cycle.ipynb #def710ef
+# %% ../nbs/04_one_cycle.ipynb #075460b0
 @torch.no_grad()
 def get_predictions(model: nn.Module, loader: Iterable # of (x, y)
                    ) -> tuple[torch.Tensor, torch.Tensor]: # scores N x C and labels N, on the CPU
@@ -196,7 +200,8 @@ def validate(model: nn.Module, loader: Iterable, loss_func: Callable = F.cross_e
         try:
             values.append(float(metric(scores, targets)))
         except Exception as error:
-            raise ValueError(f'the metric {function_name(metric)} failed on scores {tuple(scores.shape)} and '
+            raise ValueError(f'the metric {function_name(metric)} failed on scores '
+                             f'{tuple(scores.shape)} and '
                              f'labels {tuple(targets.shape)}: {type(error).__name__}: {error}. '
                              'A metric takes both and returns one number.') from error
     return values
@@ -214,15 +219,15 @@ class Step(NamedTuple):
     moms: tuple[float, ...] # of each layer group
     position: float         # in epochs since the first step of all
 
-# %% ../nbs/04_one_cycle.ipynb #1d5f4f5a
+# %% ../nbs/04_one_cycle.ipynb #7a45a810
 @dataclass
 class Recorder:
     "What happened in training, all phases on one axis of time."
-    history: list[dict] = field(default_factory=list) # per epoch: phase, epoch, losses, metrics, time
+    history: list[dict] = field(default_factory=list) # rows of phase, epoch, losses, metrics, time
     steps: list[Step] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     group_names: list[str] = field(default_factory=list)
-    epochs_begun: int = 0                             # also unfinished ones; gives each epoch its seed
+    epochs_begun: int = 0                             # also unfinished ones; seeds each epoch
 
     @property
     def losses(self) -> list[float]:
@@ -264,7 +269,7 @@ class Recorder:
         return plot_metrics(self, ax)
 
     def plot_schedule(self, schedule: Schedule | None = None):
-        "Rates and momenta as they were, or, before any training, those of `schedule`; returns two axes."
+        "Rates and momenta as they were or, before training, those of `schedule`; returns two axes."
         if schedule is not None:
             return plot_schedule(schedule, self.group_names)
         if not self.steps:
@@ -307,7 +312,7 @@ def plot_loss(recorder: Recorder, ax=None):
     ax.legend()
     return ax
 
-# %% ../nbs/04_one_cycle.ipynb #df29108d
+# %% ../nbs/04_one_cycle.ipynb #ab9b4c43
 def plot_metrics(recorder: Recorder, ax=None):
     "Each metric per epoch; returns the axes."
     ax = _axes(ax)
@@ -317,12 +322,13 @@ def plot_metrics(recorder: Recorder, ax=None):
         points = [(r['position'], r[name]) for r in rows if name in r]
         ax.plot(*zip(*points), 'o-', color=COLOURS[(i + 2) % len(COLOURS)], label=name)
     mark_phases(ax, recorder)
-    ax.set(xlabel='epochs', ylabel=names[0] if len(names) == 1 else 'metric', title='Metrics', ylim=(0, None))
+    ax.set(xlabel='epochs', ylabel=names[0] if len(names) == 1 else 'metric', title='Metrics',
+           ylim=(0, None))
     if len(names) > 1:
         ax.legend()
     return ax
 
-NOT_METRICS = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time'} # in a row of the history
+NOT_METRICS = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time'} # in a history row
 
 # %% ../nbs/04_one_cycle.ipynb #ace37c5e
 def in_notebook() -> bool:
@@ -333,7 +339,7 @@ def in_notebook() -> bool:
 def _cell(value) -> str:
     return f'{value:.6f}' if isinstance(value, float) else str(value)
 
-# %% ../nbs/04_one_cycle.ipynb #ec0d1a04
+# %% ../nbs/04_one_cycle.ipynb #4d41b6a2
 class ResultsTable:
     "The table of results that grows while a model is trained."
     def __init__(self, columns: Sequence[str], show: bool = True):
@@ -369,7 +375,8 @@ class ResultsTable:
         from IPython.display import HTML, display
         cells = [''.join(f'<td>{c}</td>' for c in row) for row in self.rows]
         head = ''.join(f'<th>{c}</th>' for c in self.columns)
-        html = HTML(f'<table><tr>{head}</tr>' + ''.join(f'<tr>{c}</tr>' for c in cells) + f'</table>{status}')
+        html = HTML(f'<table><tr>{head}</tr>' + ''.join(f'<tr>{c}</tr>' for c in cells)
+                    + f'</table>{status}')
         if self.handle is None:
             self.handle = display(html, display_id=True)
         else:
@@ -383,9 +390,9 @@ def phase_name(model: nn.Module) -> str:
         return 'unfrozen'
     return 'frozen' if not any(learns[:-1]) else f'from group {learns.index(True)}'
 
-# %% ../nbs/04_one_cycle.ipynb #c237efac
+# %% ../nbs/04_one_cycle.ipynb #ef210979
 def _keep_finite(part: nn.Module, loss: float, statistics: list, where: str) -> None:
-    "Unless loss and gradients are numbers: put the statistics back and raise, before any step is taken."
+    "Unless loss and gradients are numbers: put the statistics back and raise before any step."
     gradients = [p.grad.sum() for p in part.parameters() if p.grad is not None]
     if math.isfinite(loss) and torch.stack(gradients).sum().isfinite():
         return
@@ -393,25 +400,26 @@ def _keep_finite(part: nn.Module, loss: float, statistics: list, where: str) -> 
         now.copy_(before)
     part.zero_grad()
     what = 'the gradient' if math.isfinite(loss) else f'the loss ({loss})'
-    raise ValueError(f'{what} is no longer a finite number {where}. The weights are those before this '
-                     'step. Train with a lower learning rate (lr_find helps), or look for pictures or '
-                     'labels that are not numbers.')
+    raise ValueError(f'{what} is no longer a finite number {where}. The weights are those before '
+                     'this step. Train with a lower learning rate (lr_find helps), or look for '
+                     'pictures or labels that are not numbers.')
 
-# %% ../nbs/04_one_cycle.ipynb #fb043c63
+# %% ../nbs/04_one_cycle.ipynb #bd9e4114
 def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
     "A `ValueError` if there is nothing to train on, or if the schedule is for something else."
     if not len(dls.train) or not len(dls.valid):
-        raise ValueError(f'{len(dls.train)} training and {len(dls.valid)} validation batches: both are needed.')
+        raise ValueError(f'{len(dls.train)} training and {len(dls.valid)} validation batches: '
+                         'both are needed.')
     if len(schedule.lrs) != epochs * len(dls.train):
         raise ValueError(f'the schedule has {len(schedule.lrs)} steps, but {epochs} epochs of '
                          f'{len(dls.train)} batches are {epochs * len(dls.train)}.')
     if len(schedule.lrs[0]) not in (1, n_groups):
-        raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} layer groups: '
-                         'one for all, or one for each.')
+        raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} '
+                         'layer groups: one for all, or one for each.')
 
-# %% ../nbs/04_one_cycle.ipynb #9fa10886
+# %% ../nbs/04_one_cycle.ipynb #10827636
 def fit(model: nn.Module,                    # only what is not frozen learns
-        dls,                                 # `ImageLoaders`, or anything with `.train` and `.valid`
+        dls,                                 # `ImageLoaders`, or anything with `.train`, `.valid`
         epochs: int,                         # how often every training picture is seen
         schedule: Schedule,                  # of epochs * len(dls.train) steps
         optimizer: torch.optim.Optimizer | None = None, # default `create_optimizer(model)`
@@ -446,14 +454,17 @@ def fit(model: nn.Module,                    # only what is not frozen learns
                 loss = loss_func(part(x), y)
                 optimizer.zero_grad()
                 loss.backward()
-                _keep_finite(part, loss.item(), statistics, f'at step {i} of epoch {epoch}, rates {lrs}')
+                _keep_finite(part, loss.item(), statistics,
+                             f'at step {i} of epoch {epoch}, rates {lrs}')
                 optimizer.step()
-                recorder.steps.append(Step(loss.item(), lrs, moms, position + i / len(loaders.train)))
+                recorder.steps.append(Step(loss.item(), lrs, moms,
+                                           position + i / len(loaders.train)))
                 total, seen = total + loss.item() * len(y), seen + len(y)
             values = validate(part, loaders.valid, loss_func, metrics)
         row = dict(zip(['train_loss', 'valid_loss', *names], [total / seen, *values]))
         row['time'] = time.perf_counter() - start
-        recorder.history.append({'phase': phase, 'epoch': epoch, 'position': recorder.position, **row})
+        recorder.history.append({'phase': phase, 'epoch': epoch,
+                                 'position': recorder.position, **row})
         minutes, seconds = divmod(round(row['time']), 60)
         table.add([epoch, *list(row.values())[:-1], f'{minutes:02}:{seconds:02}'])
     return recorder

@@ -37,9 +37,9 @@ def _stage(n_in: int, n_out: int, depth: int, stride: int) -> nn.Sequential:
     blocks += [BasicBlock(n_out, n_out) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
-# %% ../nbs/01_pretrained_body.ipynb #58b524cb
+# %% ../nbs/01_pretrained_body.ipynb #602393a6
 class TinyResNet(nn.Module):
-    "A ResNet with a 7x7 first layer: pictures N x 3 x H x W (32 to 224 pixels) to N x `num_classes`."
+    "A ResNet with a 7x7 first layer: pictures N x 3 x H x W (32 to 224 pixels) to N x classes."
     def __init__(self, num_classes: int = 200,           # outputs of the last linear layer
                  widths: tuple = (32, 64, 128, 256),     # channels of the four stages
                  depths: tuple = (1, 1, 2, 2)):          # residual blocks in each stage
@@ -60,7 +60,7 @@ class TinyResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
-# %% ../nbs/01_pretrained_body.ipynb #317c0b47
+# %% ../nbs/01_pretrained_body.ipynb #19570e83
 WEIGHTS_FILE = files('finetune_teach') / 'weights' / 'tiny_resnet.safetensors'
 
 class TinyResNet_Weights(WeightsEnum):
@@ -76,8 +76,9 @@ class TinyResNet_Weights(WeightsEnum):
         try:
             tensors = safetensors.torch.load_file(WEIGHTS_FILE)
         except (OSError, safetensors.SafetensorError) as error:
-            raise FileNotFoundError(f'the weights of tiny_resnet cannot be read from {WEIGHTS_FILE}: '
-                                    f'{error}. Install finetune_teach again.') from error
+            raise FileNotFoundError('the weights of tiny_resnet cannot be read from '
+                                    f'{WEIGHTS_FILE}: {error}. Install finetune_teach again.'
+                                   ) from error
         return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
 
 # %% ../nbs/01_pretrained_body.ipynb #94153afe
@@ -92,7 +93,7 @@ def tiny_resnet(*, weights: TinyResNet_Weights | None = None, # None: random wei
         net.load_state_dict(weights.get_state_dict())
     return net
 
-# %% ../nbs/01_pretrained_body.ipynb #889c1f13
+# %% ../nbs/01_pretrained_body.ipynb #dec12a90
 def last_layer(net: nn.Module) -> tuple[str, nn.Module]:
     "Name and module of the layer that turns features into class scores: `net`'s last linear layer."
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)]
@@ -100,25 +101,27 @@ def last_layer(net: nn.Module) -> tuple[str, nn.Module]:
         layers = [(name, m) for name, m in net.named_modules()
                   if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     if not layers or not layers[-1][0]:
-        raise ValueError(f'{type(net).__name__} has no linear layer inside that could be thrown away. '
-                         'Pass a classification network that ends in one.')
+        raise ValueError(f'{type(net).__name__} has no linear layer inside that could be thrown '
+                         'away. Pass a classification network that ends in one.')
     return layers[-1]
 
-# %% ../nbs/01_pretrained_body.ipynb #22bfea66
+# %% ../nbs/01_pretrained_body.ipynb #c5499086
 def find_builder(arch: Callable | str) -> Callable:
-    "The function that builds `arch`: itself, or torchvision's function of that name, or `tiny_resnet`."
+    "The function that builds `arch`: itself, torchvision's of that name, or `tiny_resnet`."
     if callable(arch):
         return arch
     names = ['tiny_resnet', *models.list_models(module=models)]
     if arch not in names:
-        close = difflib.get_close_matches(str(arch), names, n=3) or ['tiny_resnet', 'resnet18', 'resnet34']
+        close = (difflib.get_close_matches(str(arch), names, n=3)
+                 or ['tiny_resnet', 'resnet18', 'resnet34'])
         raise ValueError(f'unknown arch {arch!r}; did you mean one of {close}? All names: '
-                         'torchvision.models.list_models(module=torchvision.models), and tiny_resnet.')
+                         'torchvision.models.list_models(module=torchvision.models), '
+                         'and tiny_resnet.')
     return tiny_resnet if arch == 'tiny_resnet' else models.get_model_builder(arch)
 
-# %% ../nbs/01_pretrained_body.ipynb #7a66a563
-def find_weights(builder: Callable,                       # as `find_builder` returns it
-                 weights: WeightsEnum | str | None        # 'DEFAULT', an enum member or its name, None
+# %% ../nbs/01_pretrained_body.ipynb #eb012f21
+def find_weights(builder: Callable,                # as `find_builder` returns it
+                 weights: WeightsEnum | str | None # 'DEFAULT', an enum member or its name, None
                 ) -> WeightsEnum | None:
     "The pretrained weights meant by `weights`; None means random ones."
     if weights is None:
@@ -133,10 +136,11 @@ def find_weights(builder: Callable,                       # as `find_builder` re
         return weights
     member = str(weights).removeprefix(choices.__name__ + '.')
     if member not in choices.__members__:
-        raise ValueError(f'{name} has no weights {weights!r}; there are {list(choices.__members__)}.')
+        raise ValueError(f'{name} has no weights {weights!r}; '
+                         f'there are {list(choices.__members__)}.')
     return choices[member]
 
-# %% ../nbs/01_pretrained_body.ipynb #4542a735
+# %% ../nbs/01_pretrained_body.ipynb #b34b8f49
 def load_network(arch: Callable | str | nn.Module,         # builder, its name, or a ready network
                  weights: WeightsEnum | str | None = 'DEFAULT'
                 ) -> nn.Module:
@@ -146,7 +150,8 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
     builder = find_builder(arch)
     weights = find_weights(builder, weights)
     if weights is None:
-        return builder(weights=None) if 'weights' in inspect.signature(builder).parameters else builder()
+        takes_weights = 'weights' in inspect.signature(builder).parameters
+        return builder(weights=None) if takes_weights else builder()
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / Path(weights.url).name
     try:
         return builder(weights=weights)
@@ -174,9 +179,9 @@ def preparation(arch: Callable | str | nn.Module, weights: WeightsEnum | str | N
     wants = (TinyResNet_Weights.DEFAULT if found is None else found).transforms()
     return Preparation(wants.crop_size[0], tuple(wants.mean), tuple(wants.std))
 
-# %% ../nbs/01_pretrained_body.ipynb #f1dced44
-def create_body(arch: Callable | str | nn.Module = tiny_resnet,  # builder, its name, or a ready network
-                weights: WeightsEnum | str | None = 'DEFAULT'    # None: random weights
+# %% ../nbs/01_pretrained_body.ipynb #429c80ae
+def create_body(arch: Callable | str | nn.Module = tiny_resnet, # builder, its name, or a network
+                weights: WeightsEnum | str | None = 'DEFAULT'   # None: random weights
                ) -> nn.Module: # pictures N x 3 x H x W to features N x F; F is its `num_features`
     "A classification network whose last linear layer is replaced by nothing."
     net = load_network(arch, weights)

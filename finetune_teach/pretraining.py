@@ -26,7 +26,7 @@ from torchvision.models.resnet import BasicBlock
 from .pictures import IMAGENET_MEAN, IMAGENET_STD
 from .pretrained_body import TinyResNet
 
-# %% ../nbs/10_pretraining.ipynb #78fcd0bc
+# %% ../nbs/10_pretraining.ipynb #b4f602f4
 def read_tiny_imagenet(path: str | Path, # zip with train/CLASS/*.JPEG and val/CLASS/*.JPEG
                        size: int = 32    # height and width the photos are scaled to
                       ) -> list[torch.Tensor]: # photos and labels to train on; the same to validate
@@ -37,7 +37,9 @@ def read_tiny_imagenet(path: str | Path, # zip with train/CLASS/*.JPEG and val/C
             part, *folder, file = member.split('/')[-3:]
             if part in photos and file.endswith('.JPEG'):
                 image = Image.open(io.BytesIO(archive.read(member))).convert('RGB')
-                photos[part].append(np.asarray(image.resize((size, size)) if image.size != (size, size) else image))
+                if image.size != (size, size):
+                    image = image.resize((size, size))
+                photos[part].append(np.asarray(image))
                 names[part].append(folder[0])
     classes = {name: i for i, name in enumerate(sorted(set(names['train'])))}
     if not classes:
@@ -96,10 +98,10 @@ def one_epoch(model, optimizer, scheduler, photos, labels, size, generator, batc
         losses.append(loss.item())
     return sum(losses) / len(losses)
 
-# %% ../nbs/10_pretraining.ipynb #cc78a849
+# %% ../nbs/10_pretraining.ipynb #2bddbf86
 def pretrain(data: Sequence[torch.Tensor],      # as `read_tiny_imagenet` returns it
              checkpoint: str | Path,            # is written after every epoch, and gone on from
-             stages: Sequence[tuple[int, int]] = ((8, 32), (18, 48), (3, 64)), # epochs, picture size
+             stages: Sequence[tuple[int, int]] = ((8, 32), (18, 48), (3, 64)), # epochs, pixels
              lr_max: float = 0.25, weight_decay: float = 5e-4, batch_size: int = 256, seed: int = 0
             ) -> tuple[nn.Module, list[dict]]: # the network, and a row per epoch
     "Train a `TinyResNet` from scratch on photos."
@@ -110,7 +112,8 @@ def pretrain(data: Sequence[torch.Tensor],      # as `read_tiny_imagenet` return
         nn.init.zeros_(block.bn2.weight) # at first each block passes on what it gets
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1] # no weight decay
-    optimizer = torch.optim.SGD([{'params': matrices, 'weight_decay': weight_decay}, {'params': vectors}],
+    optimizer = torch.optim.SGD([{'params': matrices, 'weight_decay': weight_decay},
+                                 {'params': vectors}],
                                 lr=lr_max, momentum=0.9, nesterov=True)
     sizes = [size for epochs, size in stages for _ in range(epochs)]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -125,22 +128,26 @@ def pretrain(data: Sequence[torch.Tensor],      # as `read_tiny_imagenet` return
             part.load_state_dict(saved[name])
     for epoch in range(len(rows), len(sizes)):
         start, generator = time.time(), torch.Generator().manual_seed(seed * 1000 + epoch)
-        loss = one_epoch(model.train(), optimizer, scheduler, photos, labels, sizes[epoch], generator, batch_size)
+        loss = one_epoch(model.train(), optimizer, scheduler, photos, labels, sizes[epoch],
+                         generator, batch_size)
         rows.append({'epoch': epoch, 'size': sizes[epoch], 'train_loss': round(loss, 4),
                      'top1': round(top1(model, valid_photos, valid_labels, sizes[epoch]), 4),
                      'seconds': round(time.time() - start, 1), 'lr': scheduler.get_last_lr()[0]})
         print(json.dumps(rows[-1]), flush=True)
         aside = checkpoint.with_suffix('.tmp')
-        torch.save({name: part.state_dict() for name, part in state.items()} | {'rows': rows}, aside)
+        torch.save({name: part.state_dict() for name, part in state.items()} | {'rows': rows},
+                   aside)
         os.replace(aside, checkpoint)
     return model, rows
 
-# %% ../nbs/10_pretraining.ipynb #d5709459
+# %% ../nbs/10_pretraining.ipynb #24b992f4
 def save_weights(model: nn.Module, rows: list[dict], path: str | Path) -> None:
     "Write the weights in half precision, with the log of the training beside them as `.jsonl`."
-    tensors = {k: (t.half() if t.is_floating_point() else t).contiguous() for k, t in model.state_dict().items()}
-    about = {'data': 'Tiny ImageNet, 200 classes, photos of 32x32 pixels', 'top1': str(rows[-1]['top1']),
-             'epochs': str(len(rows)), 'mean': str(IMAGENET_MEAN), 'std': str(IMAGENET_STD),
+    tensors = {k: (t.half() if t.is_floating_point() else t).contiguous()
+               for k, t in model.state_dict().items()}
+    about = {'data': 'Tiny ImageNet, 200 classes, photos of 32x32 pixels',
+             'top1': str(rows[-1]['top1']), 'epochs': str(len(rows)),
+             'mean': str(IMAGENET_MEAN), 'std': str(IMAGENET_STD),
              'licence': 'Apache 2.0; ImageNet is for non-commercial research and education'}
     safetensors.torch.save_file(tensors, path, about)
     Path(path).with_suffix('.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))

@@ -23,13 +23,13 @@ def _linear(n_in: int, n_out: int, std: float, bias: bool = False) -> nn.Linear:
         nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/02_random_head.ipynb #c6efd62b
+# %% ../nbs/02_random_head.ipynb #2647e5b9
 def create_head(n_features: int,            # F: what the body gives, its `num_features`
                 n_classes: int,             # C: one output per class
-                hidden: tuple[int, ...] = (512,), # widths of the layers between; () = one linear layer
-                dropout: float = 0.5        # share blanked before the last layer; half of it before others
+                hidden: tuple[int, ...] = (512,), # widths of the layers between; (): one layer
+                dropout: float = 0.5        # share blanked before last layer; half before others
                ) -> nn.Sequential:          # features N x F to scores N x C
-    "A new last part with entirely random weights (the layers of fastai's head, without its pooling)."
+    "A new last part with entirely random weights (the layers of fastai's head, without pooling)."
     if n_classes < 2:
         raise ValueError(f'a head needs at least two classes, not {n_classes}.')
     widths, layers = [n_features, *hidden], []
@@ -39,10 +39,10 @@ def create_head(n_features: int,            # F: what the body gives, its `num_f
     layers += [nn.BatchNorm1d(widths[-1]), nn.Dropout(dropout)] if hidden else []
     return nn.Sequential(*layers, _linear(widths[-1], n_classes, std=0.01, bias=True))
 
-# %% ../nbs/02_random_head.ipynb #1e0ad8c0
+# %% ../nbs/02_random_head.ipynb #4cba1ef0
 @contextlib.contextmanager
 def keep_random_state():
-    "Afterwards, all random generators (torch on each device, numpy, python) are as they were before."
+    "Afterwards, all random generators (torch on each device, numpy, python) are as before."
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
@@ -81,7 +81,7 @@ def modes_kept(model: nn.Module):
         for module, training in modes.items():
             module.training = training
 
-# %% ../nbs/02_random_head.ipynb #a3a306d9
+# %% ../nbs/02_random_head.ipynb #5de300fe
 @torch.no_grad()
 def check_head(head: nn.Module,   # to be tried on random features, in evaluation mode
                n_features: int,   # F
@@ -93,10 +93,11 @@ def check_head(head: nn.Module,   # to be tried on random features, in evaluatio
         try:
             scores = head.eval()(parameter.new_zeros(2, n_features))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f'the head does not take the {n_features} features of this body: {error}. '
-                             f'It gets N x {n_features}, pooled already, so its first layer has to be '
-                             f'{n_features} wide.') from error
+            raise ValueError(f'the head does not take the {n_features} features of this body: '
+                             f'{error}. It gets N x {n_features}, pooled already, so its first '
+                             f'layer has to be {n_features} wide.') from error
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, n_classes):
         shape = tuple(getattr(scores, 'shape', ())) or type(scores).__name__
         raise ValueError(f'the head gives {shape} for 2 pictures, not (2, {n_classes}): '
-                         f'its last layer has to have one output for each of the {n_classes} classes.')
+                         f'its last layer has to have one output for each of the '
+                         f'{n_classes} classes.')

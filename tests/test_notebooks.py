@@ -54,7 +54,7 @@ def test_has_title_promise_minutes_and_end(path):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_lines_are_short_and_no_place_is_reserved(path):
     for source in cells(path, 'code'):
-        assert max(map(len, source.splitlines()), default=0) <= 110, source
+        assert max(map(len, source.splitlines()), default=0) <= 100, source
     for source in cells(path, 'markdown'):
         assert not re.search(r'PROSE_RESULT|CHECKME|PLACEHOLDER|TODO', source), source
 
