@@ -45,7 +45,7 @@ def run_demo(args: argparse.Namespace) -> None:
           '  https://finetune-teach.github.io/finetune_teach/\n'
           'or fine-tune on your own photos, one folder per class:\n  finetune-teach train FOLDER')
 
-# %% ../nbs/09_command_line.ipynb #56d33281
+# %% ../nbs/09_command_line.ipynb #d7c69c1f
 def run_train(args: argparse.Namespace) -> None:
     "Fine-tune on a folder of photos and save the model, also after Ctrl-C."
     dls = image_folders(args.folder, size=args.size, batch_size=args.batch_size,
@@ -55,8 +55,9 @@ def run_train(args: argparse.Namespace) -> None:
                            device=args.device)
     try:
         learn.fine_tune(args.epochs, base_lr=args.lr)
-    finally:
-        print(f'\nThe model is saved in {learn.save(args.out)}.')
+    finally: # also after Ctrl-C or a loss that is no number, if anything was learned
+        if learn.recorder.steps:
+            print(f'\nThe model is saved in {learn.save(args.out)}.')
     if args.plot:
         save_plot(learn, args.plot)
     print(f'Ask it:\n  finetune-teach predict {args.out} IMAGE...')

@@ -48,7 +48,8 @@ def test_train_then_predict(photos, tmp_path, capsys):
     assert lines[0].split(': ')[1].startswith('pug ') and lines[1].split(': ')[1].startswith('Siamese ')
 
 
-def test_errors_are_one_line_and_status_2(photos, tmp_path, capsys):
+def test_errors_are_one_line_and_status_2(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (photos / 'pug' / 'cut.jpg').write_bytes(b'\xff\xd8 no picture')
     for arguments, told in [
             (['train', 'nowhere'], 'nowhere'),
@@ -59,6 +60,7 @@ def test_errors_are_one_line_and_status_2(photos, tmp_path, capsys):
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert err.startswith('finetune-teach: ') and told in err and 'Traceback' not in err
+    assert not list(tmp_path.glob('*.safetensors')), 'nothing was learned, nothing is saved'
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='sends SIGINT')
