@@ -26,7 +26,7 @@ def test_module_is_what_the_notebooks_export(tmp_path):
     for name in modules:
         if name != '__init__.py':
             (copy / 'finetune_teach' / name).unlink()
-    command = [sys.executable, '-c', 'from nbdev.export import nbdev_export; nbdev_export()']
+    command = [sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()']
     subprocess.run(command, cwd=copy, check=True)
     assert {p.name: p.read_text() for p in (copy / 'finetune_teach').glob('*.py')} == modules
 
