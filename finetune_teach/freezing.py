@@ -75,11 +75,8 @@ def _watch(module: nn.Module, rests: bool) -> None:
         module.register_forward_pre_hook(_rest_if_frozen)
     module.rests = rests
 
-# %% ../nbs/03_freezing.ipynb #781c4b86
+# %% ../nbs/03_freezing.ipynb #5a61c06c
 NORMS = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm # with a scale and a shift
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS)
 
 def freeze_to(model: nn.Module,      # `nn.Sequential(body, head)`, or any network
               n: int,                # first group to train; negative: from the end, -1 = head only
@@ -98,12 +95,11 @@ def freeze_to(model: nn.Module,      # `nn.Sequential(body, head)`, or any netwo
         for p in group.parameters():
             p.requires_grad_(i >= n % len(groups))
             p.grad = None # an old gradient would let weight decay shrink a frozen weight
-        if train_bn:
-            for m in group.modules:
-                for norm in filter(_is_norm, m.modules()):
-                    norm.requires_grad_(True)
-        for m in group.modules:
-            _watch(m, rests=i < n % len(groups))
+        for module in group.modules:
+            _watch(module, rests=i < n % len(groups))
+            for part in module.modules():
+                if train_bn and isinstance(part, NORMS):
+                    part.requires_grad_(True)
     rests = False
     for child in model.children(): # without parameters, such as dropout: as the one before
         learns = [p.requires_grad for p in child.parameters()]

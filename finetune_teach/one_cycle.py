@@ -66,7 +66,7 @@ def constant(steps: int, lr: float | Sequence[float], mom: float = 0.9) -> Sched
     lrs = (lr,) if isinstance(lr, Real) else tuple(lr)
     return Schedule([lrs] * steps, [(mom,) * len(lrs)] * steps)
 
-# %% ../nbs/04_one_cycle.ipynb #12ce2e42
+# %% ../nbs/04_one_cycle.ipynb #93412a99
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'] # colour-blind safe
 
 def plot_schedule(schedule: Schedule,
@@ -83,9 +83,8 @@ def plot_schedule(schedule: Schedule,
             ax.plot(x, line, color=COLOURS[i % len(COLOURS)], label=label, lw=2,
                     ls=['-', '--', ':'][i % 3])
         ax.set(title=title, xlabel=x_label)
-    lowest, highest = min(map(min, schedule.lrs)), max(max(r) for r in schedule.lrs)
     peaks = [max(line) for line in zip(*schedule.lrs)]
-    if len(peaks) > 1 and max(peaks) > 3 * min(peaks) and lowest < highest:
+    if max(peaks) > 3 * min(peaks):
         axes[0].set_yscale('log')
     if len(peaks) > 1:
         axes[0].legend()

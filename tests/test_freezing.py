@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import changed, same_bits, small_network, state
+from conftest import WithoutPlans, changed, same_bits, small_network, state
 from finetune_teach.freezing import (
     FeatureLoader, Loaders, blocks, freeze, freeze_to, layer_groups, reuse_frozen, unfreeze)
 from finetune_teach.one_cycle import constant, create_optimizer, fit, validate
@@ -268,26 +268,9 @@ def test_a_frozen_epoch_trains_as_the_plain_way(model, pets):
     twin = copy.deepcopy(freeze(model))
     schedule = constant(3 * len(pets.train), [0.01] * 3)
     fit(model, pets, 3, schedule, seed=1, show=False)
-    fit(twin, Plain(pets.train, pets.valid), 3, schedule, seed=1, show=False)
+    fit(twin, Loaders(WithoutPlans(pets.train), WithoutPlans(pets.valid)), 3, schedule, seed=1, show=False)
     for (name, one), two in zip(model.state_dict().items(), twin.state_dict().values()):
         assert torch.allclose(one, two, atol=1e-3), name
-
-
-class Plain:
-    "The same batches, but without plans that would allow to reuse features."
-    def __init__(self, train, valid):
-        self.train, self.valid = Batches(train), Batches(valid)
-
-
-class Batches:
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        return iter(self.loader)
 
 
 def test_with_random_crops_nothing_is_kept(model):

@@ -2,7 +2,6 @@
 import copy
 import math
 import random
-from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -10,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import same_bits, small_network, state
-from finetune_teach.freezing import freeze_to
+from conftest import WithoutPlans, same_bits, small_network, state
+from finetune_teach.freezing import Loaders, freeze_to
 from finetune_teach.lr_finder import (
     LRFinder, LRPicker, lr_find, pick_lr, suggest_minimum, suggest_steep, suggest_valley)
 from finetune_teach.one_cycle import constant, create_optimizer, fit, smooth
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
 
-Batches = namedtuple('Batches', 'train valid')
 LRS = [10 ** (-6 + i / 4) for i in range(24)]  # 1e-6, 1.78e-6, ... 0.56
 
 
@@ -96,7 +94,7 @@ def batches():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(15, 4, generator=generator)
     y = x[:, :3].argmax(1)
-    return Batches(list(zip(x.split(5), y.split(5))), [(x, y)])
+    return Loaders(list(zip(x.split(5), y.split(5))), [(x, y)])
 
 
 def test_rates_are_fastais(toy, batches):
@@ -115,7 +113,7 @@ def test_each_rate_is_applied_to_all_groups(toy, batches):
     finder = lr_find(toy, batches, start_lr=1e-2, end_lr=1, num_it=6)
     twin = copy.deepcopy(toy)
     schedule = [(lr,) * 3 for lr in finder.lrs[:2]], [(0.9,) * 3] * 2
-    fit(twin, Batches(batches.train[:2], batches.valid), 1, schedule, show=False)
+    fit(twin, Loaders(batches.train[:2], batches.valid), 1, schedule, show=False)
     x, y = batches.train[2]
     assert finder.losses[2] == pytest.approx(F.cross_entropy(twin.train()(x), y).item(), rel=1e-6)
 
@@ -162,7 +160,7 @@ class Empty(list):
 
 def test_nothing_to_find_in(toy, batches):
     with pytest.raises(ValueError, match='batch|picture'):
-        lr_find(toy, Batches(Empty(), batches.valid))
+        lr_find(toy, Loaders(Empty(), batches.valid))
 
 
 def test_a_loss_that_never_was_a_number(toy, batches):
@@ -253,7 +251,7 @@ def test_with_torchs_own_loaders(toy, batches):
     for find in (False, True):
         model = copy.deepcopy(toy)
         shuffled = torch.utils.data.DataLoader(data, batch_size=5, shuffle=True)
-        dls = Batches(shuffled, torch.utils.data.DataLoader(data, batch_size=5))
+        dls = Loaders(shuffled, torch.utils.data.DataLoader(data, batch_size=5))
         torch.manual_seed(3)
         if find:
             lr_find(model, dls, num_it=12)
@@ -263,21 +261,9 @@ def test_with_torchs_own_loaders(toy, batches):
 
 def test_frozen_and_plain_give_the_same_curve(pets):
     model = picture_model(-1)
-    plain = Batches(Hidden(pets.train), Hidden(pets.valid))
+    plain = Loaders(WithoutPlans(pets.train), WithoutPlans(pets.valid))
     one, two = lr_find(model, pets, seed=1, num_it=20), lr_find(model, plain, seed=1, num_it=20)
     assert one.lrs == two.lrs and one.losses == pytest.approx(two.losses, rel=1e-3)
-
-
-class Hidden:
-    "A loader without plans, so that no features are reused."
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        return iter(self.loader)
 
 
 # The picture and the slider
