@@ -372,13 +372,14 @@ def drawn_pets(n_train: int = 30,             # training pictures of each breed
                batch_size: int = 16,          # pictures in a batch, at most
                flip: bool = True,             # mirror training pictures at random?
                min_scale: float = 1.0,        # below 1: random crops keep at least this part
+               style: str = 'paint',          # 'paint', or 'sketch': pencil on paper
               ) -> ImageLoaders:
     "Draw cats and dogs of twelve breeds: a task that needs no download."
     for name, n in dict(n_train=n_train, n_valid=n_valid, size=size).items():
         check(is_whole(n), name, n, 'a whole number above 0')
     check_options(size, batch_size, min_scale)
-    train, y = draw_pets(n_train, 2 * seed, size)
-    valid, y_valid = draw_pets(n_valid, 2 * seed + 1, size)
+    train, y = draw_pets(n_train, 2 * seed, size, style=style)
+    valid, y_valid = draw_pets(n_valid, 2 * seed + 1, size, style=style)
     pictures = torch.from_numpy(np.concatenate([train, valid]).transpose(0, 3, 1, 2).copy())
     names = [b.species if cats_vs_dogs else b.name for b in sorted(BREEDS, key=lambda b: b.name)]
     labels = [names[i] for i in [*y, *y_valid]]

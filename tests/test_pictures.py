@@ -450,6 +450,20 @@ def test_cats_vs_dogs():
         assert dls.classes[y] == ('cat' if fine.classes[k][0].isupper() else 'dog')
 
 
+def test_sketches():
+    "The same breeds on other pictures: paper and pencil, so paler and less colourful."
+    paint, sketch = drawn_pets(3, 2), drawn_pets(3, 2, style='sketch')
+    assert sketch.classes == paint.classes and (sketch.train.labels == paint.train.labels).all()
+    assert (drawn_pets(3, 2, style='sketch').train.pictures == sketch.train.pictures).all()
+    both = [x.numpy().tobytes() for dls in (paint, sketch) for x in dls.train.pictures]
+    assert len(set(both)) == 72
+    colourful = [(x.float().amax(1) - x.float().amin(1)).mean()
+                 for x in (paint.train.pictures, sketch.train.pictures)]
+    assert colourful[1] < colourful[0] / 1.5
+    assert sketch.train.pictures.float().mean() > paint.train.pictures.float().mean() + 20
+    says(drawn_pets, style='oil', match=['oil', 'paint', 'sketch'])
+
+
 @pytest.mark.parametrize('options', [
     dict(n_train=0), dict(n_valid=-1), dict(size=0), dict(batch_size=0), dict(batch_size=2.5),
     dict(min_scale=0), dict(min_scale=1.5)])
