@@ -167,7 +167,7 @@ class Prediction(NamedTuple):
     label: str                  # the class with the highest probability
     probabilities: torch.Tensor # float32 C, in the order of the classes
 
-# %% ../nbs/06_fine_tuning.ipynb #af20a6f5
+# %% ../nbs/06_fine_tuning.ipynb #d9f9a514
 class Learner(_Trainable):
     "A model, pictures, an optimiser and the history of training, in one place."
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
@@ -180,11 +180,13 @@ class Learner(_Trainable):
             finder.plot()
         return finder
 
-    def validate(self) -> tuple: # named: valid_loss and each metric
-        "Loss and metrics on the validation pictures."
+    def validate(self, loader=None # pictures to validate with; None: `dls.valid`
+                ) -> tuple:         # named: valid_loss and each metric
+        "Loss and metrics on the validation pictures, or on others of the same classes."
         names = ['valid_loss', *metric_names(self.metrics)]
+        loader = self.dls.valid if loader is None else loader
         with modes_kept(self.model):
-            values = validate(self.model, self.dls.valid, self.loss_func, self.metrics)
+            values = validate(self.model, loader, self.loss_func, self.metrics)
         return namedtuple('Validation', names, rename=True)(*values)
 
     @torch.no_grad()

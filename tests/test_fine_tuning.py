@@ -373,6 +373,16 @@ def test_validate_is_what_the_last_epoch_said(make_learner):
     assert result == pytest.approx([row['valid_loss'], row['error_rate'], row['accuracy']], rel=1e-5)
 
 
+def test_validate_on_other_pictures(make_learner, pets):
+    learn = make_learner()
+    learn.fit(1, 1e-2)
+    sketches = drawn_pets(n_train=1, n_valid=3, size=32, style='sketch')
+    assert learn.validate(pets.valid) == learn.validate()
+    assert learn.validate(sketches.valid) != learn.validate()
+    learn.dls = sketches
+    assert learn.validate() == learn.validate(sketches.valid)
+
+
 def test_predict_from_path_image_and_array(make_learner, pets, tmp_path):
     learn = make_learner()
     learn.fit(1, 1e-2)
