@@ -194,7 +194,7 @@ def one_epoch(model, average, optimizer, lrs, size, data: Photos, recipe: Recipe
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 
-# %% ../nbs/10_pretraining.ipynb #d170e924
+# %% ../nbs/10_pretraining.ipynb #e7773adb
 def _start(data: Photos, recipe: Recipe, device: torch.device):
     "A network with random weights, its average and its optimiser."
     with seeded(recipe.seed):
@@ -206,16 +206,15 @@ def _start(data: Photos, recipe: Recipe, device: torch.device):
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD([{'params': decayed, 'weight_decay': recipe.weight_decay},
-                                 {'params': others}], momentum=0.9,
-                                nesterov=True, fused=True)
+                                 {'params': others}], momentum=0.9, nesterov=True, fused=True)
     return {'model': model, 'average': average, 'optimizer': optimizer}
 
-# %% ../nbs/10_pretraining.ipynb #f8da95a1
+# %% ../nbs/10_pretraining.ipynb #32019cb6
 def pretrain(data: Photos,                # as `read_tiny_imagenet` returns them
              folder: str | Path,          # for `checkpoint.pt` and the weights after each cycle
              recipe: Recipe | None = None,
              device: str | None = None    # None: a GPU where there is one
-            ) -> tuple[nn.Module, list[dict]]: # the averaged network, and a row for each epoch
+            ) -> tuple[nn.Module, list[dict]]: # the averaged network, not shrunk; a row for each epoch
     "Train a `TinyResNet` from scratch; goes on from `folder` after a stop."
     recipe, folder = recipe or Recipe(), Path(folder)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -245,12 +244,12 @@ def pretrain(data: Photos,                # as `read_tiny_imagenet` returns them
                      'top1': round(right, 4), 'lr': lrs[-1],
                      'seconds': round(time.time() - start, 1)})
         print(json.dumps(rows[-1]), flush=True)
+        if cycle_ends: # before the checkpoint: after a stop in between, both are made again
+            save_weights(average.module, folder / f'epoch_{epoch + 1}.safetensors', data, recipe,
+                         rows)
         torch.save({name: part.state_dict() for name, part in parts.items()}
                    | {'rows': rows, 'recipe': about, 'classes': data.classes}, f'{file}.part')
         os.replace(f'{file}.part', file)
-        if cycle_ends:
-            save_weights(average.module, folder / f'epoch_{epoch + 1}.safetensors', data, recipe,
-                         rows)
     return average.module, rows
 
 # %% ../nbs/10_pretraining.ipynb #f5d26fe8

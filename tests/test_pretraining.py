@@ -199,6 +199,8 @@ def test_stopped_while_the_checkpoint_is_written(photos, tmp_path, monkeypatch):
         pretrain(photos, tmp_path / 'cut', Recipe(**SHORT))
     again, rows = pretrain(photos, tmp_path / 'cut', Recipe(**SHORT))
     assert same_bits(state(model), state(again)) and len(rows) == 4
+    for name in ('epoch_2.safetensors', 'epoch_4.safetensors'):
+        assert same_bits(read_weights(tmp_path / 'cut' / name), read_weights(tmp_path / 'whole' / name))
 
 
 def test_a_finished_run_is_not_run_again(photos, tmp_path, stop_in):
