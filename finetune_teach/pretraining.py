@@ -209,12 +209,12 @@ def _start(data: Photos, recipe: Recipe, device: torch.device):
                                  {'params': others}], momentum=0.9, nesterov=True, fused=True)
     return {'model': model, 'average': average, 'optimizer': optimizer}
 
-# %% ../nbs/10_pretraining.ipynb #32019cb6
+# %% ../nbs/10_pretraining.ipynb #368f4f15
 def pretrain(data: Photos,                # as `read_tiny_imagenet` returns them
              folder: str | Path,          # for `checkpoint.pt` and the weights after each cycle
              recipe: Recipe | None = None,
              device: str | None = None    # None: a GPU where there is one
-            ) -> tuple[nn.Module, list[dict]]: # the averaged network, not shrunk; a row for each epoch
+            ) -> tuple[nn.Module, list[dict]]: # averaged network, not shrunk; a row for each epoch
     "Train a `TinyResNet` from scratch; goes on from `folder` after a stop."
     recipe, folder = recipe or Recipe(), Path(folder)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
