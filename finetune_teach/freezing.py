@@ -4,16 +4,22 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'blocks', 'LayerGroup', 'layer_groups', 'freeze_to', 'freeze', 'unfreeze', 'FeatureLoader', 'Loaders',
-           'reuse_frozen']
+           'reuse_frozen', 'kept_for_backward', 'StepCost', 'step_cost', 'plot_freezing', 'explore_freezing']
 
-# %% ../nbs/03_freezing.ipynb #4019cdee
-from collections.abc import Iterator
+# %% ../nbs/03_freezing.ipynb #40c594be
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .random_head import modes_kept
+from .random_head import keep_random_state, modes_kept
+from .widgets import Explorer, slider
 
 # %% ../nbs/03_freezing.ipynb #7359a13f
 def _parts(module: nn.Module) -> list[nn.Module]:
@@ -166,3 +172,139 @@ def reuse_frozen(model: nn.Module, # `nn.Sequential(body, head)`
     if not frozen:
         return model, dls
     return model[1], Loaders(FeatureLoader(dls.train, model[0]), FeatureLoader(dls.valid, model[0]))
+
+# %% ../nbs/03_freezing.ipynb #6a217a8c
+def kept_for_backward(model: nn.Module, x: torch.Tensor) -> int: # bytes
+    "The memory of all activations that a forward pass keeps for the backward pass."
+    weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept = {}
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(x)
+    return sum(kept.values())
+
+# %% ../nbs/03_freezing.ipynb #f37cbaa1
+def _seconds(step: Callable) -> float:
+    "Time of a step: the median of five, after one to warm up; of fewer where it is slow."
+    step()
+    times = []
+    while len(times) < 5 and sum(times) < 1:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+# %% ../nbs/03_freezing.ipynb #a6f7b863
+class StepCost(NamedTuple):
+    "What one training step costs with some layer groups frozen."
+    learns: int    # parameters that learn
+    kept: int      # bytes of activations kept for the backward pass
+    seconds: float # forward, backward, and the optimiser's step
+    reused: float  # the same once the outputs of a frozen body are known; nan: the body learns
+
+def step_cost(model: nn.Module,  # `nn.Sequential(body, head)`; only a copy is trained
+              x: torch.Tensor,   # a batch of pictures
+              y: torch.Tensor,   # and their labels
+              n: int             # the first layer group that learns
+             ) -> StepCost:
+    "Measure a training step with the layer groups before `n` frozen."
+    trial = freeze_to(copy.deepcopy(model), n).train()
+    learning = [p for p in trial.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-6)
+    def step(part=trial, x=x):
+        optimizer.zero_grad()
+        F.cross_entropy(part(x), y).backward()
+        optimizer.step()
+    with keep_random_state(): # dropout draws from them
+        kept, seconds, reused = kept_for_backward(trial, x), _seconds(step), float('nan')
+        body, head = trial if len(trial) == 2 else (None, None)
+        if body and not any(p.requires_grad for p in body.parameters()):
+            with torch.no_grad():
+                features = body(x)
+            reused = _seconds(lambda: step(head, features))
+    return StepCost(sum(p.numel() for p in learning), kept, seconds, reused)
+
+# %% ../nbs/03_freezing.ipynb #9f5db31f
+def _layers(model: nn.Module) -> list[tuple[int, str, int]]: # group, name, parameters
+    "The parts of a network from the input to the head, for a drawing."
+    names = {module: name.split('.', 1)[-1] for name, module in model.named_modules()}
+    *body, head = layer_groups(model)
+    layers = [(i, names[module], _size(module))
+              for i, group in enumerate(body) for module in group.modules]
+    of_head = [part for module in head.modules for part in _parts(module) or [module]]
+    return layers + [(len(body), type(part).__name__, _size(part)) for part in of_head]
+
+def _count(n: int) -> str:
+    "1234567 as '1.23 M'."
+    return f'{n / 1e6:.2f} M' if n >= 1e6 else f'{n / 1e3:.1f} k' if n >= 1000 else str(n)
+
+# %% ../nbs/03_freezing.ipynb #f0e2a8a9
+_LEARNS, _FROZEN = '#e08030', '#c0c0c0' # colours
+
+def _plot_layers(ax, layers: list[tuple[int, str, int]], n: int) -> None:
+    "A column of layers, from the picture to the answer; those of groups from `n` on in colour."
+    height = 0.88 / len(layers)
+    ax.text(0, 0.96, 'from the picture ...', fontsize=9)
+    for k, (group, name, size) in enumerate(layers):
+        y = 0.93 - (k + 0.5) * height
+        ax.barh(y, 0.36, height=0.85 * height, color=_LEARNS if group >= n else _FROZEN)
+        ax.text(0.01, y, name, va='center', fontsize=9)
+        ax.text(0.35, y, _count(size), va='center', ha='right', fontsize=9)
+    ax.text(0.36, 0.0, '... to the answer', fontsize=9, ha='right')
+
+def _plot_costs(ax, top: float, title: str, rows: list[tuple[str, float, str]], n: int) -> None:
+    "A bar for each choice, below `top`; the present one in colour."
+    ax.text(0.6, top, title, fontsize=10)
+    for k, (name, share, text) in enumerate(rows):
+        y = top - 0.05 - 0.07 * k
+        ax.barh(y, 0.22 * share, left=0.6, height=0.055, color=_LEARNS if k == n else _FROZEN)
+        ax.text(0.59, y, f'from {name}', va='center', ha='right', fontsize=8)
+        ax.text(0.605 + 0.22 * share, y, text, va='center', fontsize=8)
+
+# %% ../nbs/03_freezing.ipynb #4d49f31b
+def plot_freezing(model: nn.Module,
+                  costs: list[StepCost], # by the number of the first layer group that learns
+                  n: int,                # the choice to draw
+                  figure=None            # an empty matplotlib figure; None: a new one
+                 ):                      # matplotlib's axes
+    "The layers, those that learn in colour, and beside them what a training step costs."
+    if figure is None:
+        import matplotlib.pyplot as plt
+        figure = plt.figure(figsize=(7, 3.6))
+    ax = figure.add_axes((0.02, 0.03, 0.96, 0.94))
+    ax.axis('off')
+    layers, names = _layers(model), [group.name for group in layer_groups(model)]
+    _plot_layers(ax, layers, n)
+    total = sum(size for _, _, size in layers)
+    times = [f'{1000 * c.seconds:.0f} ms' + ('' if math.isnan(c.reused) else
+             f', {1000 * c.reused:.1f} with known features') for c in costs]
+    for top, title, values, texts in [
+            (0.96, 'parameters that learn', [c.learns for c in costs],
+             [f'{c.learns / total:.0%}' for c in costs]),
+            (0.62, 'kept in memory for the backward pass', [c.kept for c in costs],
+             [f'{c.kept / 2**20:.1f} MB' for c in costs]),
+            (0.28, 'time of a step', [c.seconds for c in costs], times)]:
+        shares = [value / max(values) for value in values]
+        _plot_costs(ax, top, title, list(zip(names, shares, texts)), n)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    return ax
+
+# %% ../nbs/03_freezing.ipynb #7ae9876d
+def explore_freezing(learn,    # a `Learner`, or a model together with `dls`; it stays as it is
+                     dls=None  # loaders, if the first is a model
+                    ) -> Explorer:
+    "A slider over the layer groups: what learns, and what a training step costs."
+    model, loaders = (learn.model, learn.dls) if dls is None else (learn, dls)
+    with keep_random_state(): # a shuffling loader draws from them
+        x, y = next(iter(loaders.train))
+    costs = [step_cost(model, x, y, n) for n in range(len(layer_groups(model)))]
+    names = [(group.name, n) for n, group in enumerate(layer_groups(model))]
+    control = slider('Selection', 'learns from here on', options=names, value=len(costs) - 1)
+    def draw(figure, n):
+        plot_freezing(model, costs, n, figure)
+    return Explorer(draw, {'n': control}, size=(7, 3.6),
+                    alt='The layers of the network; those that learn in colour; costs of a step.')

@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['best_epoch', 'plot_loss_and_metric', 'confidences', 'CalibrationBin', 'Calibration', 'calibration',
-           'plot_calibration', 'Mistake', 'top_mistakes']
+           'plot_calibration', 'Mistake', 'top_mistakes', 'mistakes_in', 'plot_epoch', 'mistake_pictures',
+           'explore_overfitting']
 
-# %% ../nbs/07_overfitting.ipynb #2a02f002
+# %% ../nbs/07_overfitting.ipynb #a42d99a9
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .one_cycle import COLOURS, Recorder, mark_phases
+from .one_cycle import COLOURS, Answers, Recorder, get_answers, mark_phases
+from .pictures import IMAGENET_MEAN, IMAGENET_STD
+from .random_head import keep_random_state
+from .widgets import Explorer, slider
 
 # %% ../nbs/07_overfitting.ipynb #ed3a253c
 def best_epoch(recorder: Recorder,         # of a run
@@ -138,15 +143,117 @@ class Mistake(NamedTuple):
     actual: int       # its label
     confidence: float # of the wrong answer
 
-# %% ../nbs/07_overfitting.ipynb #470cf840
+# %% ../nbs/07_overfitting.ipynb #bf5e8a5a
 def top_mistakes(scores: torch.Tensor,  # N x C
                  targets: torch.Tensor, # N labels
                  n: int = 12            # at most
                 ) -> list[Mistake]:     # the most confident first
     "The wrong answers that a model was most sure of."
     _check(scores, targets)
-    predicted, confidence = scores.argmax(1), confidences(scores)
-    wrong = (predicted != targets).nonzero()[:, 0]
+    return mistakes_in(get_answers(scores, targets), n)
+
+def mistakes_in(answers: Answers, n: int = 12) -> list[Mistake]:
+    "The same for answers that are known already, such as those of `recorder.answers`."
+    predicted, confidence, actual = answers
+    wrong = (predicted != actual).nonzero()[:, 0]
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:n]
-    return [Mistake(i, predicted[i].item(), targets[i].item(), confidence[i].item())
+    return [Mistake(i, predicted[i].item(), actual[i].item(), confidence[i].item())
             for i in order.tolist()]
+
+# %% ../nbs/07_overfitting.ipynb #8adb9509
+def _plot_run(recorder: Recorder, last: int, left) -> None:
+    "Losses up to epoch `last`, and on an axis of its own the accuracy; the scales stay the same."
+    right, rows = left.twinx(), recorder.history
+    accuracy = [(a.predicted == a.actual).float().mean().item() for a in recorder.answers]
+    columns = {key: [row[key] for row in rows] for key in ('train_loss', 'valid_loss')}
+    x, lines = [row['position'] for row in rows], []
+    for k, (key, values) in enumerate({**columns, 'accuracy (right)': accuracy}.items()):
+        ax = left if k < 2 else right
+        ax.plot(x, values, color=COLOURS[k], alpha=0.2, lw=1)
+        lines += ax.plot(x[:last], values[:last], ['-', '-', '--'][k], color=COLOURS[k], label=key)
+        ax.plot(x[last - 1], values[last - 1], 'o', color=COLOURS[k])
+    top = max(v for values in columns.values() for v in values if not math.isnan(v))
+    left.set(xlabel='epochs', ylabel='loss', xlim=(0, x[-1] * 1.03), ylim=(0, 1.35 * top))
+    left.locator_params(nbins=4)
+    right.set(ylim=(0, 1.35), yticks=[0, 0.5, 1])
+    left.legend(handles=lines, fontsize=7, ncol=3, loc='upper left', frameon=False,
+                handlelength=1.2, columnspacing=0.8)
+
+def _plot_confidence(recorder: Recorder, last: int, ax) -> None:
+    "How sure the model was of its right and of its wrong answers after epoch `last`."
+    def counts(answers, right):
+        kind = (answers.predicted == answers.actual) == right
+        return torch.histc(answers.confidence[kind], 10, 0, 1).tolist()
+    top = max(max(counts(answers, right)) for answers in recorder.answers
+              for right in (True, False))
+    for right, shift, colour in [(True, 0.025, COLOURS[2]), (False, 0.075, COLOURS[1])]:
+        found = counts(recorder.answers[last - 1], right)
+        ax.vlines([k / 10 + shift for k in range(10)], 0, found, color=colour, lw=8,
+                  label=f'{sum(found):.0f} {"right" if right else "wrong"}')
+    ax.set(xlabel='confidence', ylabel='answers', xlim=(0, 1), ylim=(0, 1.2 * top),
+           xticks=[0, 0.5, 1])
+    ax.locator_params('y', nbins=4)
+    ax.legend(fontsize=8, loc='upper left', frameon=False, handlelength=1)
+
+# %% ../nbs/07_overfitting.ipynb #33c3171f
+def plot_epoch(recorder: Recorder,    # of a run
+               epoch: int,            # 1 is the first
+               classes: Sequence[str],
+               pictures: dict,        # 3 x H x W, 0 to 1, by place: `mistake_pictures`
+               figure=None            # an empty matplotlib figure; None: a new one
+              ):                      # list of matplotlib axes
+    "A run up to an epoch: losses and accuracy, how sure its answers were, the surest mistakes."
+    if figure is None:
+        import matplotlib.pyplot as plt
+        figure = plt.figure(figsize=(7, 4.4))
+    top = figure.subplots(1, 2, gridspec_kw=dict(left=0.08, right=0.97, top=0.97, bottom=0.48,
+                                                 wspace=0.38))
+    _plot_run(recorder, epoch, top[0])
+    _plot_confidence(recorder, epoch, top[1])
+    mistakes = mistakes_in(recorder.answers[epoch - 1], 6)
+    figure.text(0.02, 0.34, f'Most confident mistakes after epoch {epoch}:' if mistakes else
+                f'No mistakes after epoch {epoch}.', fontsize=10)
+    ax = figure.add_axes((0.02, 0.01, 0.96, 0.31))
+    ax.axis('off')
+    for k, mistake in enumerate(mistakes):
+        picture = pictures[mistake.place].permute(1, 2, 0).numpy()
+        ax.imshow(picture, extent=(k + 0.05, k + 0.95, 0, 0.95), aspect='auto')
+        ax.text(k + 0.5, 1, f'{classes[mistake.predicted]:.15} {mistake.confidence:.0%},\n'
+                f'is {classes[mistake.actual]:.15}', fontsize=7, ha='center')
+    ax.set(xlim=(0, 6), ylim=(-0.02, 1.32))
+    return figure.axes
+
+# %% ../nbs/07_overfitting.ipynb #fce57586
+def mistake_pictures(recorder: Recorder,
+                     loader: Iterable # of (x, y): the validation pictures, in order
+                    ) -> dict:        # 3 x H x W, 0 to 1, by place
+    "The pictures of the surest mistakes after each epoch."
+    wanted = {m.place for answers in recorder.answers for m in mistakes_in(answers, 6)}
+    actual, found, start = recorder.answers[-1].actual, {}, 0
+    mean, std = (torch.tensor(getattr(loader, what, usual)).view(3, 1, 1)
+                 for what, usual in [('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)])
+    with keep_random_state(): # a loader may draw from them
+        for x, y in loader:
+            if not y.cpu().equal(actual[start:start + len(y)]):
+                raise ValueError('the loader gives other validation pictures than those of the run,'
+                                 ' or in another order; validation pictures must not be shuffled.')
+            for i in wanted & set(range(start, start + len(y))):
+                found[i] = (x[i - start].cpu() * std + mean).clamp(0, 1)
+            start += len(y)
+    return found
+
+# %% ../nbs/07_overfitting.ipynb #5405140b
+def explore_overfitting(learn # a `Learner` that has been trained; it stays as it is
+                       ) -> Explorer:
+    "A slider over the epochs of a run: losses, accuracy, confidence, and the surest mistakes."
+    recorder = learn.recorder
+    if not recorder.answers or None in recorder.answers:
+        raise ValueError('no answers of validation pictures were recorded: train first, for '
+                         'instance learn.fit_one_cycle(5), with one label for each picture.')
+    pictures, classes = mistake_pictures(recorder, learn.dls.valid), learn.dls.classes
+    run = Recorder(list(recorder.history), answers=list(recorder.answers)) # it may be trained on
+    def draw(figure, epoch):
+        plot_epoch(run, epoch, classes, pictures, figure)
+    control = slider('Int', 'epoch', value=len(run.history), min=1, max=len(run.history))
+    return Explorer(draw, {'epoch': control}, size=(7, 4.4),
+                    alt='Losses and accuracy up to an epoch, histogram of confidence, mistakes.')

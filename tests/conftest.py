@@ -1,6 +1,10 @@
 "What several test files share: small pictures, a small network, a learner made of them."
+import copy
+import random
+
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +57,27 @@ def same_bits(one, two):
 def changed(before, after):
     "Names of the tensors that differ."
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def everything(model, optimizer):
+    "All that training depends on."
+    memory = {f'{i}.{k}': v.clone() for i, s in optimizer.state_dict()['state'].items() for k, v in s.items()}
+    rates = [{k: v for k, v in g.items() if k != 'params'} for g in optimizer.param_groups]
+    return {'state': state(model), 'memory': memory, 'rates': copy.deepcopy(rates),
+            'modes': [m.training for m in model.modules()],
+            'learns': [p.requires_grad for p in model.parameters()],
+            'gradients': [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+            'python': random.getstate(), 'numpy': np.random.get_state()[1].tolist(),
+            'torch': torch.get_rng_state().tolist()}
+
+
+def assert_unchanged(before, after):
+    for part in ('state', 'memory'):
+        assert same_bits(before[part], after[part]), part
+    for one, two in zip(before['gradients'], after['gradients'], strict=True):
+        assert (one is None) == (two is None) and (one is None or torch.equal(one, two))
+    for part in ('rates', 'modes', 'learns', 'python', 'numpy', 'torch'):
+        assert before[part] == after[part], part
 
 
 class WithoutPlans:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import WithoutPlans, same_bits, small_network, state
+from conftest import (
+    WithoutPlans, assert_unchanged, everything, same_bits, small_network, state)
 from finetune_teach.freezing import Loaders, freeze_to
 from finetune_teach.lr_finder import (
     LRFinder, LRPicker, lr_find, pick_lr, suggest_minimum, suggest_steep, suggest_valley)
@@ -76,7 +77,7 @@ def test_the_rules_skip_start_and_end():
 def test_what_the_finder_says():
     found = LRFinder(LRS, S_CURVE, S_CURVE, 0, 0)
     assert found.suggestions == {'valley': LRS[8], 'steep': LRS[10], 'minimum': pytest.approx(LRS[17] / 10)}
-    assert 'valley=1.00e-04' in repr(found)
+    assert 'valley=1e-4' in repr(found)
     rising = LRFinder(LRS, LRS, LRS)
     assert rising.suggestions == {} and 'no suggestion' in repr(rising)
 
@@ -170,27 +171,6 @@ def test_a_loss_that_never_was_a_number(toy, batches):
 
 # It changes nothing
 
-def everything(model, optimizer):
-    "All that training depends on."
-    memory = {f'{i}.{k}': v.clone() for i, s in optimizer.state_dict()['state'].items() for k, v in s.items()}
-    rates = [{k: v for k, v in g.items() if k != 'params'} for g in optimizer.param_groups]
-    return {'state': state(model), 'memory': memory, 'rates': copy.deepcopy(rates),
-            'modes': [m.training for m in model.modules()],
-            'learns': [p.requires_grad for p in model.parameters()],
-            'gradients': [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-            'python': random.getstate(), 'numpy': np.random.get_state()[1].tolist(),
-            'torch': torch.get_rng_state().tolist()}
-
-
-def assert_unchanged(before, after):
-    for part in ('state', 'memory'):
-        assert same_bits(before[part], after[part]), part
-    for one, two in zip(before['gradients'], after['gradients'], strict=True):
-        assert (one is None) == (two is None) and (one is None or torch.equal(one, two))
-    for part in ('rates', 'modes', 'learns', 'python', 'numpy', 'torch'):
-        assert before[part] == after[part], part
-
-
 def picture_model(first_group):
     torch.manual_seed(0)
     model = nn.Sequential(create_body(small_network()), create_head(8, 12, hidden=(8,)))
@@ -277,11 +257,11 @@ def test_plot(finder):
     ax = finder.plot()
     assert ax.get_xscale() == 'log' and ax.get_xlabel() == 'learning rate'
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    for name in ('valley 1.0e-04', 'steep 3.2e-04', 'minimum'):
+    for name in ('valley 1e-4', 'steep 3.2e-4', 'minimum'):
         assert any(label.startswith(name) for label in labels)
     lines = {line.get_label(): line for line in ax.get_lines()}
     assert list(lines['smoothed'].get_ydata()) == S_CURVE
-    assert lines['valley 1.0e-04'].get_xdata() == pytest.approx([LRS[8]])
+    assert lines['valley 1e-4'].get_xdata() == pytest.approx([LRS[8]])
     assert finder.plot(ax) is ax
 
 
