@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #f8d2b347
+# %% ../nbs/index.ipynb #2bedc5c9
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from .drawing import *
 from .pictures import *
+from .widgets import *
 from .pretrained_body import *
 from .random_head import *
 from .freezing import *

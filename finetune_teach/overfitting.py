@@ -7,12 +7,13 @@ __all__ = ['best_epoch', 'plot_loss_and_metric', 'confidences', 'CalibrationBin'
            'plot_calibration', 'Mistake', 'top_mistakes', 'mistakes_in', 'plot_epoch', 'mistake_pictures',
            'explore_overfitting']
 
-# %% ../nbs/07_overfitting.ipynb #a42d99a9
+# %% ../nbs/07_overfitting.ipynb #a0e40239
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .one_cycle import COLOURS, Answers, Recorder, get_answers, mark_phases
 from .pictures import IMAGENET_MEAN, IMAGENET_STD
@@ -160,24 +161,27 @@ def mistakes_in(answers: Answers, n: int = 12) -> list[Mistake]:
     return [Mistake(i, predicted[i].item(), actual[i].item(), confidence[i].item())
             for i in order.tolist()]
 
-# %% ../nbs/07_overfitting.ipynb #8adb9509
-def _plot_run(recorder: Recorder, last: int, left) -> None:
-    "Losses up to epoch `last`, and on an axis of its own the accuracy; the scales stay the same."
-    right, rows = left.twinx(), recorder.history
-    accuracy = [(a.predicted == a.actual).float().mean().item() for a in recorder.answers]
+# %% ../nbs/07_overfitting.ipynb #de121c26
+def _plot_run(recorder: Recorder, last: int, ax) -> None:
+    "Losses and accuracy up to epoch `last`; 100% is at the upper dotted line. Scales are fixed."
+    rows, lines = recorder.history, []
     columns = {key: [row[key] for row in rows] for key in ('train_loss', 'valid_loss')}
-    x, lines = [row['position'] for row in rows], []
-    for k, (key, values) in enumerate({**columns, 'accuracy (right)': accuracy}.items()):
-        ax = left if k < 2 else right
+    top = max(v for values in columns.values() for v in values if not math.isnan(v))
+    columns['accuracy'] = [top * (a.predicted == a.actual).float().mean().item()
+                           for a in recorder.answers]
+    x = [row['position'] for row in rows]
+    for k, (key, values) in enumerate(columns.items()):
         ax.plot(x, values, color=COLOURS[k], alpha=0.2, lw=1)
         lines += ax.plot(x[:last], values[:last], ['-', '-', '--'][k], color=COLOURS[k], label=key)
         ax.plot(x[last - 1], values[last - 1], 'o', color=COLOURS[k])
-    top = max(v for values in columns.values() for v in values if not math.isnan(v))
-    left.set(xlabel='epochs', ylabel='loss', xlim=(0, x[-1] * 1.03), ylim=(0, 1.35 * top))
-    left.locator_params(nbins=4)
-    right.set(ylim=(0, 1.35), yticks=[0, 0.5, 1])
-    left.legend(handles=lines, fontsize=7, ncol=3, loc='upper left', frameon=False,
-                handlelength=1.2, columnspacing=0.8)
+    end = 1.03 * x[-1]
+    ax.hlines([0, top / 2, top], 0, end, color=COLOURS[2], lw=0.6, ls=':')
+    for k, percent in enumerate(['0%', '50%', '100%']):
+        ax.text(end, k * top / 2, f' {percent}', color=COLOURS[2], va='center', fontsize=9)
+    ax.set(xlabel='epochs', ylabel='loss', xlim=(0, end), ylim=(0, 1.25 * top))
+    ax.locator_params(nbins=4)
+    ax.legend(handles=lines, fontsize=8, ncol=3, loc='upper left', frameon=False,
+              handlelength=1.2, columnspacing=0.8)
 
 def _plot_confidence(recorder: Recorder, last: int, ax) -> None:
     "How sure the model was of its right and of its wrong answers after epoch `last`."
@@ -195,11 +199,11 @@ def _plot_confidence(recorder: Recorder, last: int, ax) -> None:
     ax.locator_params('y', nbins=4)
     ax.legend(fontsize=8, loc='upper left', frameon=False, handlelength=1)
 
-# %% ../nbs/07_overfitting.ipynb #33c3171f
+# %% ../nbs/07_overfitting.ipynb #ffa8feff
 def plot_epoch(recorder: Recorder,    # of a run
                epoch: int,            # 1 is the first
                classes: Sequence[str],
-               pictures: dict,        # 3 x H x W, 0 to 1, by place: `mistake_pictures`
+               pictures: dict,        # 3 x 100 x 100, 0 to 1, by place: `mistake_pictures`
                figure=None            # an empty matplotlib figure; None: a new one
               ):                      # list of matplotlib axes
     "A run up to an epoch: losses and accuracy, how sure its answers were, the surest mistakes."
@@ -207,7 +211,7 @@ def plot_epoch(recorder: Recorder,    # of a run
         import matplotlib.pyplot as plt
         figure = plt.figure(figsize=(7, 4.4))
     top = figure.subplots(1, 2, gridspec_kw=dict(left=0.08, right=0.97, top=0.97, bottom=0.48,
-                                                 wspace=0.38))
+                                                 wspace=0.36))
     _plot_run(recorder, epoch, top[0])
     _plot_confidence(recorder, epoch, top[1])
     mistakes = mistakes_in(recorder.answers[epoch - 1], 6)
@@ -215,18 +219,20 @@ def plot_epoch(recorder: Recorder,    # of a run
                 f'No mistakes after epoch {epoch}.', fontsize=10)
     ax = figure.add_axes((0.02, 0.01, 0.96, 0.31))
     ax.axis('off')
+    if mistakes: # one picture of all of them is drawn faster than six
+        tiles = torch.cat([F.pad(pictures[m.place], (6, 6), value=1) for m in mistakes], 2)
+        ax.imshow(tiles.permute(1, 2, 0).numpy(), extent=(0, len(mistakes), 0, 0.95),
+                  interpolation='nearest')
     for k, mistake in enumerate(mistakes):
-        picture = pictures[mistake.place].permute(1, 2, 0).numpy()
-        ax.imshow(picture, extent=(k + 0.05, k + 0.95, 0, 0.95), aspect='auto')
         ax.text(k + 0.5, 1, f'{classes[mistake.predicted]:.15} {mistake.confidence:.0%},\n'
                 f'is {classes[mistake.actual]:.15}', fontsize=7, ha='center')
-    ax.set(xlim=(0, 6), ylim=(-0.02, 1.32))
+    ax.set(xlim=(0, 6), ylim=(-0.02, 1.32), aspect='auto')
     return figure.axes
 
-# %% ../nbs/07_overfitting.ipynb #fce57586
+# %% ../nbs/07_overfitting.ipynb #2025a15d
 def mistake_pictures(recorder: Recorder,
                      loader: Iterable # of (x, y): the validation pictures, in order
-                    ) -> dict:        # 3 x H x W, 0 to 1, by place
+                    ) -> dict:        # 3 x 100 x 100, 0 to 1, by place
     "The pictures of the surest mistakes after each epoch."
     wanted = {m.place for answers in recorder.answers for m in mistakes_in(answers, 6)}
     actual, found, start = recorder.answers[-1].actual, {}, 0
@@ -238,7 +244,9 @@ def mistake_pictures(recorder: Recorder,
                 raise ValueError('the loader gives other validation pictures than those of the run,'
                                  ' or in another order; validation pictures must not be shuffled.')
             for i in wanted & set(range(start, start + len(y))):
-                found[i] = (x[i - start].cpu() * std + mean).clamp(0, 1)
+                picture = (x[i - start].cpu() * std + mean).clamp(0, 1)
+                found[i] = F.interpolate(picture[None], (100, 100), mode='bilinear',
+                                         antialias=True)[0]
             start += len(y)
     return found
 

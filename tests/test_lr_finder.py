@@ -1,4 +1,5 @@
 "The finder changes nothing; its rules give fastai's numbers; the slider."
+import asyncio
 import copy
 import math
 import random
@@ -13,10 +14,11 @@ from conftest import (
     WithoutPlans, assert_unchanged, everything, same_bits, small_network, state)
 from finetune_teach.freezing import Loaders, freeze_to
 from finetune_teach.lr_finder import (
-    LRFinder, LRPicker, lr_find, pick_lr, suggest_minimum, suggest_steep, suggest_valley)
-from finetune_teach.one_cycle import constant, create_optimizer, fit, smooth
+    LRFinder, LRPicker, Trials, lr_find, pick_lr, plot_previews, rate_text, set_aside,
+    suggest_minimum, suggest_steep, suggest_valley)
+from finetune_teach.one_cycle import constant, create_optimizer, fit, one_cycle, smooth
 from finetune_teach.pretrained_body import create_body
-from finetune_teach.random_head import create_head
+from finetune_teach.random_head import create_head, seeded
 
 LRS = [10 ** (-6 + i / 4) for i in range(24)]  # 1e-6, 1.78e-6, ... 0.56
 
@@ -273,15 +275,15 @@ def test_plot_of_a_rising_curve():
 def test_slider_moves_rate_and_picture(finder):
     picker = LRPicker(finder)
     assert picker.lr == pytest.approx(finder.valley)
-    before = bytes(picker.image.value)
+    before = bytes(picker.pictures[0].widget.value)
     assert before.startswith(b'\x89PNG')
     picker.slider.value = 1e-2
     assert picker.lr == pytest.approx(1e-2)
-    assert bytes(picker.image.value).startswith(b'\x89PNG') and picker.image.value != before
-    moved = bytes(picker.image.value)
+    assert bytes(picker.pictures[0].widget.value).startswith(b'\x89PNG') and picker.pictures[0].widget.value != before
+    moved = bytes(picker.pictures[0].widget.value)
     picker.slider.value = 1e-3
     picker.slider.value = 1e-2
-    assert bytes(picker.image.value) == moved, 'the same rate, the same picture'
+    assert bytes(picker.pictures[0].widget.value) == moved, 'the same rate, the same picture'
 
 
 def test_slider_without_a_suggestion(toy, batches):
@@ -300,3 +302,197 @@ def test_pick_lr_takes_a_model_with_loaders_or_a_learner(toy, batches, make_lear
     assert len(pick_lr(learn, num_it=12).finder.lrs) == 12
     assert_unchanged(before, everything(learn.model, learn.optimizer))
     assert learn.recorder.losses == []
+
+
+def test_the_region_that_diverged():
+    finder = LRFinder(LRS, S_CURVE, S_CURVE, 0, 0)
+    first = next(i for i in range(18, 24) if S_CURVE[i] > S_CURVE[0])
+    assert finder.diverged == LRS[first]
+    assert LRFinder(LRS, S_CURVE[:18], S_CURVE[:18], 0, 0).diverged is None, 'it was stopped before'
+    assert LRFinder(LRS, LRS, LRS, 0, 0).diverged is None, 'nothing was learned that could be lost'
+
+
+@pytest.mark.parametrize('lr, text', [(1e-3, '1e-3'), (0.00123, '1.2e-3'), (0.25, '0.25'), (1, '1'), (12.0, '12'),
+                                      (1e-12, '1e-12'), (slice(1e-6, 1e-4), 'slice(1e-6, 1e-4)')])
+def test_rates_as_in_code(lr, text):
+    assert rate_text(lr) == text
+    assert eval(text) == pytest.approx(lr, rel=0.05) if not isinstance(lr, slice) else eval(text) == lr
+
+
+# Previews
+
+def draws(n):
+    "Steps that use all generators."
+    for _ in range(n):
+        yield random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_steps_set_aside_do_not_disturb_and_are_not_disturbed():
+    with seeded(1):
+        wanted = list(draws(4))
+    with seeded(1):
+        aside, mine = set_aside(draws(4)), []
+        got = []
+        for value in aside:
+            got.append(value)
+            mine.append((random.random(), torch.rand(1).item()))
+    assert got == wanted
+    with seeded(1):
+        assert mine == [(random.random(), torch.rand(1).item()) for _ in range(4)]
+
+
+@pytest.mark.parametrize('end', ['close', 'error'])
+def test_unfinished_steps_leave_the_generators_alone(end):
+    def steps():
+        with seeded(5):
+            yield random.random()
+            raise RuntimeError
+    aside = set_aside(steps())
+    next(aside)
+    random.random()
+    state = random.getstate()
+    if end == 'close':
+        aside.close()
+    else:
+        with pytest.raises(RuntimeError):
+            next(aside)
+    assert random.getstate() == state
+
+
+def preview(trials, lr):
+    *_, last = trials.train(lr)
+    return last
+
+
+@pytest.mark.parametrize('rate', [1e-3, 3e-2, slice(1e-4, 1e-2)])
+@pytest.mark.parametrize('first_group', [-1, 1, 0], ids=['frozen', 'partly', 'unfrozen'])
+def test_a_preview_is_what_training_gives(make_learner, rate, first_group):
+    "After some training, too: the optimiser's memory and the epochs begun are part of it."
+    learn = make_learner(seed=3)
+    learn.fit_one_cycle(1, 1e-2)
+    learn.freeze_to(first_group)
+    picker = pick_lr(learn, num_it=12, epochs=2)
+    shown = picker.preview(rate)
+    assert picker.preview(rate).recorder.losses == shown.recorder.losses, 'it repeats'
+    before = len(learn.recorder.losses)
+    learn.fit_one_cycle(2, rate)
+    assert shown.recorder.losses == pytest.approx(learn.recorder.losses[before:], rel=1e-3)
+    for ours, theirs in zip(shown.recorder.history, learn.recorder.history[1:], strict=True):
+        assert ours['valid_loss'] == pytest.approx(theirs['valid_loss'], rel=1e-3)
+        assert ours['error_rate'] == pytest.approx(theirs['error_rate'], abs=1.01 / 36)
+
+
+def test_previews_of_a_model_with_loaders(pets):
+    model = picture_model(-1)
+    trials = Trials(model, pets, seed=2, epochs=1)
+    shown = preview(trials, 1e-2)
+    recorder = fit(model, pets, 1, one_cycle(len(pets.train), 1e-2), seed=2, show=False)
+    assert shown.recorder.losses == pytest.approx(recorder.losses, rel=1e-4)
+
+
+def test_previews_start_where_the_model_was_even_if_it_goes_on_to_learn(make_learner):
+    learn = make_learner()
+    picker = pick_lr(learn, num_it=12, epochs=1)
+    first, before = picker.preview(1e-2), picker.trials.before
+    learn.fine_tune(1)
+    assert picker.preview(1e-2).recorder.losses == first.recorder.losses and picker.trials.before == before
+
+
+def test_a_rate_that_explodes_is_shown_as_far_as_it_came(make_learner):
+    picker = pick_lr(make_learner(), num_it=12)
+    shown = picker.preview(1e30)
+    assert 'no longer a finite number' in shown.problem and len(shown.recorder.losses) < picker.trials.steps
+    assert 'no longer a finite number' in picker.status.value and picker.error.value == ''
+    labels = [t.get_text() for t in plot_previews([shown], picker.trials.before)[0].figure.legends[0].get_texts()]
+    assert labels == ['1e+30 (broke off)'] or labels == ['1e30 (broke off)']
+
+
+def test_four_previews_stay_the_oldest_goes(make_learner):
+    picker = pick_lr(make_learner(), num_it=12, epochs=1)
+    for lr in [1e-5, 1e-4, 1e-3, 1e-2]:
+        picker.preview(lr)
+    assert [p.lr for p in picker.previews] == [1e-2, 1e-5, 1e-4, 1e-3], 'the first, at the suggestion, is gone'
+    picker.preview(1e-4)
+    assert len(picker.previews) == 4 and picker.previews[picker.newest].lr == 1e-4, 'no rate twice'
+    picker.preview(1e-1)
+    assert [p.lr for p in picker.previews] == [1e-2, 1e-1, 1e-4, 1e-3]
+
+
+def test_quick_previews_only_of_features_that_are_kept(make_learner):
+    learn = make_learner()
+    assert pick_lr(learn, num_it=12).trials.quick
+    learn.unfreeze()
+    unfrozen = pick_lr(learn, num_it=12)
+    assert not unfrozen.trials.quick and unfrozen.previews == [], 'it waits for the button'
+    assert not pick_lr(make_learner(train_bn=True), num_it=12).trials.quick
+    cropped = make_learner()
+    cropped.dls.train.min_scale = 0.5
+    assert not pick_lr(cropped, num_it=12).trials.quick
+
+
+@pytest.mark.parametrize('end', ['stop', 'another'])
+def test_a_copy_in_the_background_can_be_stopped(make_learner, end):
+    learn = make_learner()
+    learn.unfreeze()
+    picker = pick_lr(learn, num_it=12, epochs=50)
+    async def kernel():
+        picker.button.click()
+        await asyncio.sleep(0.5)
+        assert picker.task and not picker.task.done() and picker.previews == []
+        if end == 'stop':
+            picker.end.click()
+        else:
+            picker.take(1e-4)
+            picker.button.click()
+        await asyncio.sleep(0.1)
+        picker.stop()
+        await asyncio.sleep(0.1)
+    asyncio.run(kernel())
+    assert picker.previews[0].problem == 'stopped.' and 0 < len(picker.previews[0].recorder.losses) < picker.trials.steps
+    assert 'stopped' in picker.status.value and picker.error.value == ''
+
+
+def test_an_error_in_the_background_is_shown(make_learner):
+    learn = make_learner()
+    learn.unfreeze()
+    picker = pick_lr(learn, num_it=12, epochs=1)
+    def fails(scores, targets):
+        raise RuntimeError('no memory left')
+    picker.trials.loss_func = fails
+    async def kernel():
+        picker.button.click()
+        await asyncio.sleep(0.3)
+    asyncio.run(kernel())
+    assert 'RuntimeError: no memory left' in picker.error.value
+
+
+# The controls
+
+def test_controls_agree(finder):
+    picker = LRPicker(finder)
+    picker.number.value = 0.00123
+    assert picker.slider.value == pytest.approx(0.00123) and picker.lr == 0.00123, 'a number that is typed is kept'
+    picker.slider.value = 0.045678
+    assert picker.number.value == picker.lr == 0.046
+    buttons = [row.children[0] for row in picker.rules.children[:-1]]
+    assert [b.description.split()[0] for b in buttons] == ['valley', 'steep', 'minimum/10']
+    buttons[0].click()
+    assert picker.lr == pytest.approx(finder.valley, rel=0.05)
+    assert 'guaranteed' in picker.rules.children[-1].value
+
+
+def test_a_range_is_a_slice(finder):
+    picker = LRPicker(finder)
+    before = bytes(picker.pictures[0].widget.value)
+    picker.many.value = True
+    assert isinstance(picker.lr, slice) and picker.lr.start < picker.lr.stop
+    assert bytes(picker.pictures[0].widget.value) != before
+    picker.take(slice(1e-5, 1e-3))
+    assert picker.lr == slice(1e-5, 1e-3)
+    picker.take(1e-4)
+    assert picker.lr == 1e-4 and not picker.many.value
+
+
+def test_no_suggestion_is_said():
+    picker = LRPicker(LRFinder(LRS, LRS, LRS, 0, 0))
+    assert 'never fell' in picker.rules.children[-1].value and len(picker.rules.children) == 1

@@ -1,6 +1,7 @@
 "Schedules as fastai's, the optimiser, the training loop and what it writes down."
 import math
 import random
+import re
 from collections import namedtuple
 from functools import partial
 
@@ -13,8 +14,9 @@ from torch import nn
 from conftest import changed, same_bits, small_network, state
 from finetune_teach.freezing import freeze, freeze_to, layer_groups, unfreeze
 from finetune_teach.one_cycle import (
-    NOT_METRICS, Recorder, accuracy, constant, cosine, create_optimizer, error_rate, fit, one_cycle,
-    plot_schedule, set_rates, set_weight_decay, smooth, spread_lrs, validate)
+    NOT_METRICS, Recorder, accuracy, constant, cosine, create_optimizer, error_rate,
+    explore_one_cycle, fine_tune_schedule, fit, fit_steps, get_answers, one_cycle, plot_schedule,
+    set_rates, set_weight_decay, smooth, spread_lrs, validate)
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
@@ -593,3 +595,71 @@ def test_plot_schedule_before_training():
 def test_plot_schedule_without_any_steps():
     with pytest.raises(ValueError, match='schedule'):
         Recorder().plot_schedule()
+
+
+# Steps, answers, and the schedule of fine_tune
+
+def test_steps_are_given_one_by_one(pets):
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(create_body(small_network()), create_head(8, 12, hidden=(8,)))
+    schedule = one_cycle(2 * len(pets.train), 1e-2)
+    wanted = fit(model(), pets, 2, schedule, seed=0, show=False)
+    seen = [len(r.losses) for r in fit_steps(model(), pets, 2, schedule, seed=0, show=False)]
+    assert seen == list(range(1, 2 * len(pets.train) + 1))
+    recorder = Recorder()
+    for _ in fit_steps(model(), pets, 2, schedule, recorder=recorder, seed=0, show=False):
+        pass
+    assert recorder.losses == wanted.losses
+
+
+def test_answers_of_each_epoch_are_kept(pets, make_learner):
+    learn = make_learner()
+    learn.fit_one_cycle(2, 1e-2)
+    recorder = learn.recorder
+    assert len(recorder.answers) == len(recorder.history) == 2
+    for answers, row in zip(recorder.answers, recorder.history):
+        wrong = (answers.predicted != answers.actual).float().mean().item()
+        assert wrong == pytest.approx(row['error_rate'])
+        assert answers.actual.equal(pets.valid.labels)
+        assert 1 / 12 <= answers.confidence.min() and answers.confidence.max() <= 1
+    with torch.no_grad():
+        scores = torch.cat([learn.model.eval()(x) for x, _ in pets.valid])
+    assert recorder.answers[-1].confidence.tolist() == pytest.approx(scores.softmax(1).amax(1).tolist(), rel=1e-4)
+
+
+def test_scores_that_are_no_classes_have_no_answers():
+    assert get_answers(torch.zeros(4, 1, 2), torch.zeros(4, dtype=torch.long)) is None
+    assert get_answers(torch.zeros(4, 2), torch.zeros(4, 2)) is None
+    assert get_answers(torch.zeros(4, 2), torch.zeros(4)) is None
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'freeze_epochs': 0}, {'freeze_epochs': 2, 'base_lr': 1e-2, 'lr_mult': 10, 'pct_start': 0.5, 'div': 3.0,
+                               'div_final': 1e3, 'moms': (0.9, 0.8, 0.9)}], ids=['usual', 'not frozen', 'all'])
+def test_schedule_and_call_are_those_of_fine_tune(make_learner, options):
+    "The line below the explorer, when run, trains with the rates of its picture."
+    learn = make_learner()
+    explorer = explore_one_cycle(learn, epochs=2, **options)
+    call = re.search(r'>(learn\..*)</code>', explorer.text(**explorer.values)).group(1)
+    exec(call)
+    wanted = fine_tune_schedule(len(learn.dls.train), 2, **options)
+    frozen = options.get('freeze_epochs', 1) * len(learn.dls.train)
+    assert len(wanted.lrs) == len(learn.recorder.lrs)
+    for ours, theirs in [(wanted.lrs, learn.recorder.lrs), (wanted.moms, learn.recorder.moms)]:
+        for i, (a, b) in enumerate(zip(ours, theirs)):
+            assert a[2] == pytest.approx(b[2], rel=1e-9)
+            assert np.isnan(a[:2]).all() if i < frozen else a == pytest.approx(b, rel=1e-9)
+
+
+def test_the_call_names_only_what_is_unusual():
+    explorer = explore_one_cycle()
+    assert 'learn.fine_tune(4)<' in explorer.line.value
+    explorer.controls['base_lr'].value = 0.0123456
+    explorer.controls['epochs'].value = 7
+    assert 'learn.fine_tune(7, base_lr=0.012)<' in explorer.line.value
+
+
+def test_an_unknown_control_is_an_error():
+    with pytest.raises(TypeError, match='peak'):
+        explore_one_cycle(peak=3)

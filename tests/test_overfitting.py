@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune_teach.one_cycle import COLOURS, Phase, Recorder
+from finetune_teach.one_cycle import COLOURS, Answers, Phase, Recorder
 from finetune_teach.overfitting import (
-    best_epoch, calibration, confidences, plot_calibration, plot_loss_and_metric, top_mistakes)
+    best_epoch, calibration, confidences, explore_overfitting, mistake_pictures, mistakes_in,
+    plot_calibration, plot_epoch, plot_loss_and_metric, top_mistakes)
 
 
 @pytest.fixture
@@ -173,3 +174,74 @@ def test_top_mistakes_are_wrong_and_the_most_confident_first():
 
 def test_no_mistakes():
     assert top_mistakes(sure([0, 1], [.6, .9]), torch.tensor([0, 1])) == []
+
+
+# Scrubbing through a run
+
+@pytest.fixture
+def trained(make_learner):
+    learn = make_learner()
+    learn.fit_one_cycle(3, 1e-2)
+    return learn
+
+
+def test_mistakes_of_recorded_answers_are_those_of_the_scores(trained):
+    with torch.no_grad():
+        batches = [(trained.model.eval()(x), y) for x, y in trained.dls.valid]
+    scores, targets = map(torch.cat, zip(*batches))
+    recorded, fresh = mistakes_in(trained.recorder.answers[-1], 5), top_mistakes(scores, targets, 5)
+    assert [m[:3] for m in recorded] == [m[:3] for m in fresh] and len(recorded) == 5
+
+
+def test_pictures_are_those_of_the_mistakes(trained, pets):
+    pictures = mistake_pictures(trained.recorder, pets.valid)
+    for answers in trained.recorder.answers:
+        for mistake in mistakes_in(answers, 6):
+            picture = pets.valid.pictures[mistake.place][None] / 255
+            wanted = F.interpolate(picture, (100, 100), mode='bilinear', antialias=True)[0]
+            assert torch.allclose(pictures[mistake.place], wanted, atol=1e-5)
+
+
+def test_explorer_of_a_run(trained):
+    explorer = explore_overfitting(trained)
+    assert explorer.values == {'epoch': 3} and (explorer.controls['epoch'].min, explorer.controls['epoch'].max) == (1, 3)
+    last = bytes(explorer.pictures[0].widget.value)
+    explorer.controls['epoch'].value = 1
+    first = bytes(explorer.pictures[0].widget.value)
+    assert first != last
+    trained.fit_one_cycle(1, 1e-2)
+    explorer.controls['epoch'].value = 3
+    assert bytes(explorer.pictures[0].widget.value) == last, 'the run is that of then'
+    explorer.controls['epoch'].value = 1
+    assert bytes(explorer.pictures[0].widget.value) == first and explorer.error.value == ''
+
+
+def test_plot_of_an_epoch(trained, pets):
+    pictures = mistake_pictures(trained.recorder, pets.valid)
+    losses, histogram, shown = plot_epoch(trained.recorder, 2, pets.classes, pictures)
+    assert len(losses.get_legend_handles_labels()[0][0].get_xdata()) == 2
+    right = int((trained.recorder.answers[1].predicted == trained.recorder.answers[1].actual).sum())
+    labels = [t.get_text() for t in histogram.get_legend().get_texts()]
+    assert labels == [f'{right} right', f'{36 - right} wrong']
+    surest = mistakes_in(trained.recorder.answers[1], 6)[0]
+    assert shown.texts[0].get_text() == (f'{pets.classes[surest.predicted]:.15} {surest.confidence:.0%},\n'
+                                         f'is {pets.classes[surest.actual]:.15}')
+
+
+def test_a_run_without_mistakes_is_drawn(pets):
+    actual = torch.arange(12)
+    answers = Answers(actual, torch.full((12,), 0.9), actual)
+    row = {'position': 1.0, 'train_loss': 0.1, 'valid_loss': 0.2}
+    axes = plot_epoch(Recorder([row], answers=[answers]), 1, pets.classes, {})
+    assert 'No mistakes' in axes[0].figure.texts[0].get_text()
+
+
+def test_nothing_to_scrub_through(make_learner):
+    with pytest.raises(ValueError, match='train first'):
+        explore_overfitting(make_learner())
+
+
+def test_other_validation_pictures_are_noticed(trained, pets):
+    shuffled = list(pets.valid)[::-1]
+    with pytest.raises(ValueError, match='shuffled'):
+        mistake_pictures(trained.recorder, shuffled)
