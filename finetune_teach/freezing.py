@@ -198,7 +198,7 @@ def _seconds(step: Callable) -> float:
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
-# %% ../nbs/03_freezing.ipynb #a6f7b863
+# %% ../nbs/03_freezing.ipynb #cc2b35d1
 class StepCost(NamedTuple):
     "What one training step costs with some layer groups frozen."
     learns: int    # parameters that learn
@@ -221,11 +221,11 @@ def step_cost(model: nn.Module,  # `nn.Sequential(body, head)`; only a copy is t
         optimizer.step()
     with keep_random_state(): # dropout draws from them
         kept, seconds, reused = kept_for_backward(trial, x), _seconds(step), float('nan')
-        body, head = trial if len(trial) == 2 else (None, None)
-        if body and not any(p.requires_grad for p in body.parameters()):
+        two_parts = isinstance(trial, nn.Sequential) and len(trial) == 2
+        if two_parts and not any(p.requires_grad for p in trial[0].parameters()):
             with torch.no_grad():
-                features = body(x)
-            reused = _seconds(lambda: step(head, features))
+                features = trial[0](x)
+            reused = _seconds(lambda: step(trial[1], features))
     return StepCost(sum(p.numel() for p in learning), kept, seconds, reused)
 
 # %% ../nbs/03_freezing.ipynb #9f5db31f
@@ -242,18 +242,18 @@ def _count(n: int) -> str:
     "1234567 as '1.23 M'."
     return f'{n / 1e6:.2f} M' if n >= 1e6 else f'{n / 1e3:.1f} k' if n >= 1000 else str(n)
 
-# %% ../nbs/03_freezing.ipynb #f0e2a8a9
+# %% ../nbs/03_freezing.ipynb #95359d9b
 _LEARNS, _FROZEN = '#e08030', '#c0c0c0' # colours
 
 def _plot_layers(ax, layers: list[tuple[int, str, int]], n: int) -> None:
     "A column of layers, from the picture to the answer; those of groups from `n` on in colour."
-    height = 0.88 / len(layers)
+    height, fontsize = 0.88 / len(layers), min(9, 200 / len(layers))
     ax.text(0, 0.96, 'from the picture ...', fontsize=9)
     for k, (group, name, size) in enumerate(layers):
         y = 0.93 - (k + 0.5) * height
         ax.barh(y, 0.36, height=0.85 * height, color=_LEARNS if group >= n else _FROZEN)
-        ax.text(0.01, y, name, va='center', fontsize=9)
-        ax.text(0.35, y, _count(size), va='center', ha='right', fontsize=9)
+        ax.text(0.01, y, name, va='center', fontsize=fontsize)
+        ax.text(0.35, y, _count(size), va='center', ha='right', fontsize=fontsize)
     ax.text(0.36, 0.0, '... to the answer', fontsize=9, ha='right')
 
 def _plot_costs(ax, top: float, title: str, rows: list[tuple[str, float, str]], n: int) -> None:

@@ -297,7 +297,7 @@ def _rates(low: float, high: float) -> list[float]:
     first, last = math.ceil(4 * math.log10(low)), math.floor(4 * math.log10(high))
     return [two_digits(10 ** (k / 4)) for k in range(first, last + 1)] or [low]
 
-# %% ../nbs/05_lr_finder.ipynb #2d544e88
+# %% ../nbs/05_lr_finder.ipynb #56a621b1
 class _RatePicker(Live):
     "The first half of the `LRPicker`: the finder's curve, and controls to choose a rate."
     def __init__(self, finder: LRFinder):
@@ -352,15 +352,19 @@ class _RatePicker(Live):
         self.guarded(action)
 
     def slid(self) -> None:
-        "The slider was moved."
-        if two_digits(self.slider.value) != two_digits(self.number.value):
+        "The slider was moved, by a step at least: to less, it moves itself after `typed`."
+        if not self.together():
             self.number.value = two_digits(self.slider.value)
 
     def typed(self) -> None:
         "There is another number."
-        if two_digits(self.slider.value) != two_digits(self.number.value):
+        if not self.together():
             self.slider.value = self.number.value
         self.chosen()
+
+    def together(self) -> bool:
+        "Whether slider and number are as near to each other as the slider's steps allow."
+        return abs(math.log10(self.slider.value / self.number.value)) < 0.51 * self.slider.step
 
     def switched(self) -> None:
         "One rate for all layer groups, or a range."

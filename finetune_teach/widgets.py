@@ -46,7 +46,7 @@ class Picture:
         self.pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy() # H x W x 3
         self.widget.value = _png(self.pixels, 1)
 
-# %% ../nbs/00_widgets.ipynb #5436c3e1
+# %% ../nbs/00_widgets.ipynb #90db8d41
 _MEND = ("for (const box of document.querySelectorAll('.KEY .widget-inline-hbox'))"
          " for (const handle of box.querySelectorAll('[role=slider]')) {"
          " handle.setAttribute('aria-label', box.querySelector('label').textContent);"
@@ -54,7 +54,8 @@ _MEND = ("for (const box of document.querySelectorAll('.KEY .widget-inline-hbox'
          " for (const picture of document.querySelectorAll('.KEY img.widget-image'))"
          " picture.alt = this.alt;")
 _ON_PAGE = ('<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .KEY),'
-            ' .output_container:has(+ .output_container .KEY) {display: none}</style>'
+            ' .output_container:has(+ .output_container .KEY) {display: none}'
+            ' .KEY .widget-readout {min-width: 92px; max-width: none}</style>'
             '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="ALT"'
             ' style="position: absolute; opacity: 0" aria-hidden="true" onload="ACTION">')
 

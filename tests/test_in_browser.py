@@ -139,7 +139,7 @@ class Shown:
             (e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX !== 'visible'
              || e.getBoundingClientRect().right > box.getBoundingClientRect().right + 1)
             && !e.closest('.noUi-target')).map(e => e.outerHTML.slice(0, 200))''')
-        assert cut == [], f'something is cut off of {self.box.bounding_box()}'
+        assert cut == [], f'something is cut off of {self.box.bounding_box()}: {cut}'
         assert self.box.bounding_box()['width'] <= 720
         SCREENSHOTS.mkdir(exist_ok=True)
         self.box.screenshot(path=SCREENSHOTS / f'{name}.png')
