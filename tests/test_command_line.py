@@ -68,7 +68,8 @@ def test_ctrl_c_saves_the_model(photos, tmp_path):
     model = tmp_path / 'model.safetensors'
     process = subprocess.Popen(
         [sys.executable, '-u', '-m', 'finetune_teach', 'train', photos, '--epochs', '500', '--out', model],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a background shell ignores it
     for line in process.stdout: # wait for the second epoch
         if line.split()[:1] == ['1']:
             break
