@@ -152,12 +152,12 @@ class Explorer(Live):
         if self.text:
             self.line.value = self.text(**self.values)
 
-# %% ../nbs/00_widgets.ipynb #65ecf605
+# %% ../nbs/00_widgets.ipynb #d204790b
 def two_digits(value: float) -> float:
     "`value` rounded to two digits: 0.001234 is 0.0012."
     return float(f'{value:.1e}')
 
-def slider(kind: str,        # 'Int', 'Float', 'FloatLog', 'FloatRange' or 'Selection'
+def slider(kind: str,        # 'Int', 'Float', 'FloatLog', 'Selection', or a range: 'FloatRange'
            description: str, # its label
            **options         # value, min, max, step, ... of that ipywidgets slider
           ):                 # the widget
