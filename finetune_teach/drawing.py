@@ -40,7 +40,7 @@ COATS = dict(black=((62, 56, 60), (132, 116, 108), (172, 156, 146)),
 ODD_COATS = 'black', 'grey', 'brown', 'orange', 'cream'  # on white, pale markings would not show
 IRIS = dict(blue=(86, 160, 222), green=(146, 184, 84), amber=(232, 164, 44), brown=(92, 56, 34))
 
-# %% ../nbs/00_drawing.ipynb #5381d371
+# %% ../nbs/00_drawing.ipynb #1d63ae1a
 @dataclass(frozen=True)
 class Breed:
     "What all animals of a breed share; lengths are in half head widths."
@@ -452,7 +452,7 @@ OVERSIZE = 3
 # %% ../nbs/00_drawing.ipynb #5ty1e500
 STYLES = dict(paint=(scenery, paint), sketch=(paper, pencil)) # what is behind, how it is drawn
 
-# %% ../nbs/00_drawing.ipynb #ed8009b7
+# %% ../nbs/00_drawing.ipynb #61e817c1
 def draw_pet(breed: str,          # a name in `BREEDS`
              seed: int,           # another seed, another picture
              size: int = 64,      # pixels on a side
@@ -477,7 +477,7 @@ def draw_pet(breed: str,          # a name in `BREEDS`
 # %% ../nbs/00_drawing.ipynb #639cc6bc
 SEEDS_APART = 1_000_000  # so that two seeds of `draw_pets` share no picture
 
-# %% ../nbs/00_drawing.ipynb #414fc9ac
+# %% ../nbs/00_drawing.ipynb #8627d6fb
 def draw_pets(n: int,                          # pictures of each breed
               seed: int = 0,                   # another seed, all other pictures
               size: int = 64,                  # pixels on a side

@@ -7,7 +7,7 @@ __all__ = ['cnn_learner', 'default_device', 'Prediction', 'Learner', 'vision_lea
            'count_parameters', 'save_learner', 'SavedModel', 'read_saved', 'load_into', 'optimizer_state',
            'load_learner']
 
-# %% ../nbs/06_fine_tuning.ipynb #98f1e7c3
+# %% ../nbs/06_fine_tuning.ipynb #3937770e
 import contextlib
 import json
 import os
@@ -29,12 +29,12 @@ from .lr_finder import LRFinder, lr_find
 from .one_cycle import (
     Recorder, Schedule, constant, create_optimizer, error_rate, fit, function_name, in_notebook,
     metric_names, one_cycle, set_weight_decay, spread_lrs, validate)
-from .pictures import load_picture
+from .pictures import load_picture, new_axes
 from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
 from .random_head import check_head, create_head, modes_kept, seeded
 
-# %% ../nbs/06_fine_tuning.ipynb #996b43c8
+# %% ../nbs/06_fine_tuning.ipynb #b7441593
 def default_device() -> str:
     "'cuda' or 'mps' where there is one, else 'cpu'."
     if torch.cuda.is_available():
@@ -48,7 +48,7 @@ def describe_pictures(dls) -> dict:
              if hasattr(dls, key)}
     return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples
 
-# %% ../nbs/06_fine_tuning.ipynb #9537f2a6
+# %% ../nbs/06_fine_tuning.ipynb #a1bc1239
 class _Freezable:
     "The first third of the `Learner`: what it holds, and freezing."
     def __init__(self,
@@ -96,7 +96,7 @@ class _Freezable:
         "Let everything learn."
         self.freeze_to(0)
 
-# %% ../nbs/06_fine_tuning.ipynb #4559c5cf
+# %% ../nbs/06_fine_tuning.ipynb #d036169d
 class _Trainable(_Freezable):
     "The second third of the `Learner`: training."
     def one_cycle_schedule(self, n_epoch: int, lr_max=None, div: float = 25.0,
@@ -114,23 +114,26 @@ class _Trainable(_Freezable):
                       pct_start: float = 0.25, # share of the steps in which the rate rises
                       wd: float | None = None, # weight decay; default the learner's
                       moms: tuple | None = None, # at start, peak, end; default the learner's
-                      reset_opt: bool = False  # empty the optimiser's memory first
+                      reset_opt: bool = False, # empty the optimiser's memory first
+                      callbacks: Sequence[Callable] = () # as for `fit`
                      ) -> None:
         "Train with one cycle of the learning rate."
         schedule = self.one_cycle_schedule(n_epoch, lr_max, div, div_final, pct_start, moms)
-        self._fit(n_epoch, schedule, wd, reset_opt)
+        self._fit(n_epoch, schedule, wd, reset_opt, callbacks)
 
-    def fit(self, n_epoch: int, lr=None, wd: float | None = None, reset_opt: bool = False) -> None:
+    def fit(self, n_epoch: int, lr=None, wd: float | None = None, reset_opt: bool = False,
+            callbacks: Sequence[Callable] = ()) -> None:
         "Train at a constant rate (a number, a slice or a list)."
         lrs = spread_lrs(self.lr if lr is None else lr, len(layer_groups(self.model)))
-        self._fit(n_epoch, constant(self.steps(n_epoch), lrs), wd, reset_opt)
+        self._fit(n_epoch, constant(self.steps(n_epoch), lrs), wd, reset_opt, callbacks)
 
-    def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool) -> None:
+    def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool,
+             callbacks: Sequence[Callable]) -> None:
         if reset_opt:
             self.optimizer.state.clear()
         set_weight_decay(self.optimizer, self.wd if wd is None else wd)
         fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func, self.metrics,
-            self.recorder, self.seed, self.show)
+            self.recorder, self.seed, self.show, callbacks)
 
     def fine_tune(self,
                   epochs: int,             # with everything unfrozen
@@ -161,13 +164,13 @@ class _Trainable(_Freezable):
         self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div,
                            **kwargs)
 
-# %% ../nbs/06_fine_tuning.ipynb #f0a50d37
+# %% ../nbs/06_fine_tuning.ipynb #92c74f1e
 class Prediction(NamedTuple):
     "The answer for one picture."
     label: str                  # the class with the highest probability
     probabilities: torch.Tensor # float32 C, in the order of the classes
 
-# %% ../nbs/06_fine_tuning.ipynb #d9f9a514
+# %% ../nbs/06_fine_tuning.ipynb #40867dfd
 class Learner(_Trainable):
     "A model, pictures, an optimiser and the history of training, in one place."
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
@@ -212,7 +215,7 @@ class Learner(_Trainable):
         "Read what `save` wrote; architecture and classes must be the same."
         return load_into(self, name, with_opt)
 
-# %% ../nbs/06_fine_tuning.ipynb #cbf1de65
+# %% ../nbs/06_fine_tuning.ipynb #81027916
 def vision_learner(dls,                      # `ImageLoaders`
                    arch: Callable | str | nn.Module = tiny_resnet, # builder, name, or ready network
                    *,
@@ -260,7 +263,7 @@ def describe(dls, arch, weights, prepared: Preparation, head: tuple | None) -> d
         **describe_pictures(dls),
     }
 
-# %% ../nbs/06_fine_tuning.ipynb #4358bef3
+# %% ../nbs/06_fine_tuning.ipynb #960386c4
 @torch.no_grad()
 def check_body(body: nn.Module, x: torch.Tensor, description: dict) -> None:
     "A `ValueError` if `body` does not turn pictures `x` into N x F features."
@@ -295,7 +298,7 @@ def output_shapes(modules: Sequence[nn.Module], model: nn.Module, x: torch.Tenso
         hook.remove()
     return shapes
 
-# %% ../nbs/06_fine_tuning.ipynb #be294439
+# %% ../nbs/06_fine_tuning.ipynb #359d2862
 def summary(model: nn.Module,   # `nn.Sequential(body, head)`
             x: torch.Tensor     # some pictures, N x 3 x H x W
            ) -> Text:
@@ -318,7 +321,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]: # in all, and those 
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
-# %% ../nbs/06_fine_tuning.ipynb #8d8252b0
+# %% ../nbs/06_fine_tuning.ipynb #7a241d54
 _FORMAT = 'finetune_teach 1' # of the files that `save` writes
 
 def _file(name: str | os.PathLike) -> Path:
@@ -344,7 +347,7 @@ def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
         aside.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/06_fine_tuning.ipynb #b31804f2
+# %% ../nbs/06_fine_tuning.ipynb #123516b2
 class SavedModel(NamedTuple):
     "What a file of `Learner.save` holds."
     path: Path
@@ -372,7 +375,7 @@ def read_saved(name: str | os.PathLike) -> SavedModel:
                          f'(its format is {about.get("format")!r}, not {_FORMAT!r}).')
     return SavedModel(path, tensors, json.loads(about['description']), json.loads(about['learns']))
 
-# %% ../nbs/06_fine_tuning.ipynb #a94969d0
+# %% ../nbs/06_fine_tuning.ipynb #531b4e5f
 def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) -> Learner:
     "Put a saved model's weights, optimiser and frozen state into `learn`, all or nothing."
     path, tensors, description, learns = read_saved(name)
@@ -409,7 +412,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict, path: Path)
             state.setdefault(int(i), {})[what] = tensor
     return state
 
-# %% ../nbs/06_fine_tuning.ipynb #0621ed77
+# %% ../nbs/06_fine_tuning.ipynb #61f72525
 def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
                  arch: nn.Module | None = None,  # the network, where it was one of your own
                  head: nn.Module | None = None,  # the head, where it was one of your own

@@ -6,7 +6,7 @@
 __all__ = ['suggest_valley', 'suggest_steep', 'suggest_minimum', 'LRFinder', 'plot_lr_find', 'lr_find', 'Preview', 'Trials',
            'plot_previews', 'plot_choice', 'LRPicker', 'pick_lr']
 
-# %% ../nbs/05_lr_finder.ipynb #f08b680f
+# %% ../nbs/05_lr_finder.ipynb #2b10d154
 import asyncio
 import copy
 import html
@@ -24,13 +24,14 @@ from torch import nn
 
 from .freezing import FeatureLoader, layer_groups, reuse_frozen
 from .one_cycle import (
-    COLOURS, Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
+    Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
     metric_names, one_cycle, rate_axis, set_rates, set_weight_decay, smooth, spread_lrs)
+from .pictures import COLOURS, new_axes
 from .random_head import (
     keep_random_state, modes_kept, random_state, seeded, set_random_state)
 from .widgets import Live, Picture, log_slider, slider, two_digits
 
-# %% ../nbs/05_lr_finder.ipynb #6b78c86b
+# %% ../nbs/05_lr_finder.ipynb #b589268a
 def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate in the middle of the longest fall (fastai's default rule); None if it never falls."
     length = [1] * len(losses) # of the longest falling run, gaps allowed, that ends here
@@ -45,7 +46,7 @@ def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
     third = longest / 3
     return lrs[max(end - longest + int(third) + int(third / 2), 0)]
 
-# %% ../nbs/05_lr_finder.ipynb #73facd5f
+# %% ../nbs/05_lr_finder.ipynb #32e6e0b5
 def suggest_steep(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate at which the loss falls fastest per factor of the rate; None if it never falls."
     slopes = [(losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i])
@@ -65,7 +66,7 @@ def rate_text(lr: float | slice) -> str:
         return f'slice({rate_text(lr.start)}, {rate_text(lr.stop)})'
     return f'{lr:.2g}' if lr >= 0.1 else f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
 
-# %% ../nbs/05_lr_finder.ipynb #5fa7d606
+# %% ../nbs/05_lr_finder.ipynb #196d8efe
 @dataclass
 class LRFinder:
     "The finder's curve, and what the rules suggest."
@@ -124,12 +125,10 @@ def _nearest(rates: Sequence[float], lr: float) -> int:
     "The place of the rate that is nearest to `lr`."
     return min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / lr)))
 
-# %% ../nbs/05_lr_finder.ipynb #30e1c5cc
+# %% ../nbs/05_lr_finder.ipynb #3796aa02
 def plot_lr_find(finder: LRFinder, ax=None):
     "The finder's curve: losses (faint), smoothed losses, and the suggestions; returns the axes."
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(6, 3.2), constrained_layout=True)[1]
+    ax = ax or new_axes()
     ax.plot(finder.lrs, finder.losses, color='grey', alpha=0.35, lw=0.8, label='each step')
     ax.plot(finder.lrs, finder.smoothed, color=COLOURS[0], label='smoothed')
     for i, (rule, lr) in enumerate(finder.suggestions.items()):
@@ -145,7 +144,7 @@ def plot_lr_find(finder: LRFinder, ax=None):
     ax.legend(fontsize=8, loc='lower left')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #600a1e30
+# %% ../nbs/05_lr_finder.ipynb #f0ffe889
 def lr_find(model: nn.Module,          # it is not changed
             dls,                       # `ImageLoaders`, or anything with `.train` and `.valid`
             start_lr: float = 1e-7,    # first rate, for all layer groups
@@ -204,14 +203,14 @@ def set_aside(steps: Iterator) -> Iterator:
         with keep_random_state(): # steps that were not finished put back generators of their own
             steps.close()
 
-# %% ../nbs/05_lr_finder.ipynb #3af6e85d
+# %% ../nbs/05_lr_finder.ipynb #5106d2fe
 class Preview(NamedTuple):
     "How a copy fared that was trained with a learning rate."
     lr: float | slice  # the rate, of all layer groups or from the first to the last
     recorder: Recorder # losses of each step, and a row for each epoch
     problem: str = ''  # why it ended early
 
-# %% ../nbs/05_lr_finder.ipynb #8c110b16
+# %% ../nbs/05_lr_finder.ipynb #2e782ff4
 class Trials:
     "Trains copies of a model as it is now, all with the same random numbers."
     def __init__(self, model, dls, optimizer=None, epochs=3, loss_func=F.cross_entropy,
@@ -259,17 +258,15 @@ class Trials:
             preview = preview._replace(problem=str(error))
         yield preview
 
-# %% ../nbs/05_lr_finder.ipynb #aacbb071
+# %% ../nbs/05_lr_finder.ipynb #6421a1c4
 def plot_previews(previews: Sequence[Preview], # each in a colour of its own, at most six
                   before: dict,     # validation loss and metrics of the model before
                   newest: int = -1, # which of them is drawn thicker
                   figure=None       # an empty matplotlib figure; None: a new one
                  ):                 # two matplotlib axes: of the loss, of the last metric
     "Training loss at each step and a metric after each epoch, for some learning rates."
-    if figure is None:
-        import matplotlib.pyplot as plt
-        figure = plt.figure(figsize=(7, 2.8))
-    axes = figure.subplots(1, 2, gridspec_kw=dict(left=0.09, right=0.98, bottom=0.33, top=0.9))
+    axes = new_axes(2, (7, 2.8), figure,
+                    gridspec_kw=dict(left=0.09, right=0.98, bottom=0.33, top=0.9))
     metric, lines = list(before)[-1], []
     for k, (lr, recorder, problem) in enumerate(previews):
         style = dict(color=COLOURS[k], lw=3 if k == newest % len(previews) else 1.3)
@@ -285,7 +282,7 @@ def plot_previews(previews: Sequence[Preview], # each in a colour of its own, at
         ax.set(xlabel='epochs', ylim=(0, top))
         ax.set_xlim(left=0)
         ax.set_title(title, fontsize=10)
-    figure.legend(handles=lines, loc='lower center', ncol=4, frameon=False, fontsize=9)
+    axes[0].figure.legend(handles=lines, loc='lower center', ncol=4, frameon=False, fontsize=9)
     return axes
 
 # %% ../nbs/05_lr_finder.ipynb #8dc8b269
@@ -380,16 +377,14 @@ class _RatePicker(Live):
         "Draw the curve with the choice on it."
         self.pictures[0].draw(partial(plot_choice, self.finder, self.lr))
 
-# %% ../nbs/05_lr_finder.ipynb #1cd9906e
+# %% ../nbs/05_lr_finder.ipynb #1e9db9f1
 def plot_choice(finder: LRFinder,
                 lr: float | slice, # to be marked
                 figure=None        # an empty matplotlib figure; None: a new one
                ):                  # matplotlib's axes
     "The finder's curve with a line at a rate, or a band from the body's to the head's."
-    if figure is None:
-        import matplotlib.pyplot as plt
-        figure = plt.figure(figsize=(7, 3.2))
-    ax = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.16, top=0.9))
+    ax = new_axes(1, (7, 3.2), figure,
+                  gridspec_kw=dict(left=0.09, right=0.98, bottom=0.16, top=0.9))
     plot_lr_find(finder, ax)
     if isinstance(lr, slice):
         ax.axvspan(lr.start, lr.stop, color=COLOURS[4], alpha=0.3, lw=0)
@@ -397,7 +392,7 @@ def plot_choice(finder: LRFinder,
     ax.set_title(f'Learning-rate finder: {rate_text(lr)} chosen')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #c9bc7d40
+# %% ../nbs/05_lr_finder.ipynb #999cbdae
 class LRPicker(_RatePicker):
     "The finder's curve with a slider, and previews of training; `.lr` is the choice."
     def __init__(self, finder: LRFinder, trials: Trials | None = None): # None: no previews
@@ -493,7 +488,7 @@ class LRPicker(_RatePicker):
         self.pictures[1].draw(partial(plot_previews, self.previews, self.trials.before,
                                       self.newest))
 
-# %% ../nbs/05_lr_finder.ipynb #512c7567
+# %% ../nbs/05_lr_finder.ipynb #a653c401
 def pick_lr(learn,           # a `Learner`, or a model together with `dls`; it stays as it is
             dls=None,        # loaders, if the first is a model
             epochs: int = 3, # of a preview

@@ -7,7 +7,7 @@ __all__ = ['best_epoch', 'plot_loss_and_metric', 'confidences', 'CalibrationBin'
            'plot_calibration', 'Mistake', 'top_mistakes', 'mistakes_in', 'plot_epoch', 'mistake_pictures',
            'explore_overfitting']
 
-# %% ../nbs/07_overfitting.ipynb #a0e40239
+# %% ../nbs/07_overfitting.ipynb #faac244d
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .one_cycle import COLOURS, Answers, Recorder, get_answers, mark_phases
-from .pictures import IMAGENET_MEAN, IMAGENET_STD
+from .one_cycle import Answers, Recorder, get_answers, mark_phases
+from .pictures import COLOURS, denormalise, new_axes
 from .random_head import keep_random_state
 from .widgets import Explorer, slider
 
-# %% ../nbs/07_overfitting.ipynb #ed3a253c
+# %% ../nbs/07_overfitting.ipynb #50349306
 def best_epoch(recorder: Recorder,         # of a run
                key: str = 'valid_loss',    # a column of the table of results
                lowest: bool | None = None  # is low good? None: yes, except for accuracy
@@ -34,16 +34,16 @@ def best_epoch(recorder: Recorder,         # of a run
     values = [sign * row.get(key, math.nan) for row in recorder.history]
     return min((i for i, v in enumerate(values) if not math.isnan(v)), key=values.__getitem__)
 
-# %% ../nbs/07_overfitting.ipynb #b405c812
+# %% ../nbs/07_overfitting.ipynb #0d412ae9
 def plot_loss_and_metric(recorder: Recorder,
                          metric: str = 'error_rate', # a column of the table of results
                          ax=None,                    # matplotlib axes; None: new ones
                          lowest: bool | None = None  # is a low metric good? as in `best_epoch`
                         ) -> tuple:                  # two axes: of the losses, of the metric
     "Both losses (left axis) and a metric (right axis) per epoch; stars mark the best."
-    import matplotlib.pyplot as plt
-    left = ax or plt.subplots(figsize=(6.4, 3.6), constrained_layout=True)[1]
+    left = ax or new_axes(size=(6.4, 3.6))
     right, lines = left.twinx(), []
+    right.spines['right'].set_visible(True)
     marks = {'valid_loss': best_epoch(recorder), metric: best_epoch(recorder, metric, lowest)}
     for i, (key, shift, style) in enumerate([('train_loss', 0.5, '-'), ('valid_loss', 0, 'o-'),
                                              (metric, 0, 's--')]):
@@ -59,7 +59,7 @@ def plot_loss_and_metric(recorder: Recorder,
     left.legend(handles=lines, ncol=3, loc='upper center', bbox_to_anchor=(0.5, -0.18))
     return left, right
 
-# %% ../nbs/07_overfitting.ipynb #4398e3e2
+# %% ../nbs/07_overfitting.ipynb #103450de
 def _check(scores: torch.Tensor, targets: torch.Tensor) -> None:
     "A `ValueError` unless these are scores N x C and labels N."
     good = scores.ndim == 2 and scores.shape[0] >= 1 and scores.shape[1] >= 2
@@ -69,13 +69,13 @@ def _check(scores: torch.Tensor, targets: torch.Tensor) -> None:
     if not scores.isfinite().all():
         raise ValueError('some of the scores are not finite numbers.')
 
-# %% ../nbs/07_overfitting.ipynb #029a6748
+# %% ../nbs/07_overfitting.ipynb #b39ea572
 def confidences(scores: torch.Tensor # N x C: any numbers, not yet probabilities
                ) -> torch.Tensor:    # N: from 1/C to 1
     "The probability that a model gives to its own answer, for each picture."
     return scores.float().softmax(1).max(1).values
 
-# %% ../nbs/07_overfitting.ipynb #ddb1ac40
+# %% ../nbs/07_overfitting.ipynb #4adb14dc
 class CalibrationBin(NamedTuple):
     "Answers that were given with about the same confidence."
     low: float        # above this confidence
@@ -84,7 +84,7 @@ class CalibrationBin(NamedTuple):
     confidence: float # their mean confidence
     accuracy: float   # the share that is right
 
-# %% ../nbs/07_overfitting.ipynb #2d35e318
+# %% ../nbs/07_overfitting.ipynb #8a62e7e1
 class Calibration(NamedTuple):
     "How far a model's confidence can be believed."
     bins: list[CalibrationBin] # without empty ones
@@ -96,7 +96,7 @@ class Calibration(NamedTuple):
                   for b in self.bins]
         return '\n'.join([*lines, f'expected calibration error {self.error:.3f}'])
 
-# %% ../nbs/07_overfitting.ipynb #46adfff5
+# %% ../nbs/07_overfitting.ipynb #fe5be5d2
 def calibration(scores: torch.Tensor,  # N x C
                 targets: torch.Tensor, # N labels
                 bins: int = 10         # of equal width, from confidence 0 to 1
@@ -115,7 +115,7 @@ def calibration(scores: torch.Tensor,  # N x C
     gaps = [b.count * abs(b.confidence - b.accuracy) for b in found]
     return Calibration(found, sum(gaps) / len(scores))
 
-# %% ../nbs/07_overfitting.ipynb #8f9fec3c
+# %% ../nbs/07_overfitting.ipynb #50ac940c
 def plot_calibration(scores: torch.Tensor,  # N x C
                      targets: torch.Tensor, # N labels
                      bins: int = 10,
@@ -123,10 +123,9 @@ def plot_calibration(scores: torch.Tensor,  # N x C
                      label: str = 'model'
                     ):                      # matplotlib's axes
     "Accuracy against confidence; below the dashed line a model is overconfident, above too modest."
-    import matplotlib.pyplot as plt
     result = calibration(scores, targets, bins)
     if ax is None:
-        ax = plt.subplots(figsize=(4.4, 4.2), constrained_layout=True)[1]
+        ax = new_axes(size=(4.4, 4.2))
         ax.plot([0, 1], [0, 1], '--', color='grey', label='as sure as right')
         ax.set(xlabel='confidence', ylabel='accuracy (share right)', xlim=(0, 1), ylim=(0, 1),
                title='Can the confidence be believed?')
@@ -136,7 +135,7 @@ def plot_calibration(scores: torch.Tensor,  # N x C
     ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), fontsize=8)
     return ax
 
-# %% ../nbs/07_overfitting.ipynb #63ab3a34
+# %% ../nbs/07_overfitting.ipynb #a902ef9d
 class Mistake(NamedTuple):
     "A picture that got a wrong answer."
     place: int        # in the set, from 0
@@ -144,7 +143,7 @@ class Mistake(NamedTuple):
     actual: int       # its label
     confidence: float # of the wrong answer
 
-# %% ../nbs/07_overfitting.ipynb #bf5e8a5a
+# %% ../nbs/07_overfitting.ipynb #5970abf8
 def top_mistakes(scores: torch.Tensor,  # N x C
                  targets: torch.Tensor, # N labels
                  n: int = 12            # at most
@@ -199,7 +198,7 @@ def _plot_confidence(recorder: Recorder, last: int, ax) -> None:
     ax.locator_params('y', nbins=4)
     ax.legend(fontsize=8, loc='upper left', frameon=False, handlelength=1)
 
-# %% ../nbs/07_overfitting.ipynb #ffa8feff
+# %% ../nbs/07_overfitting.ipynb #2b3b3bfe
 def plot_epoch(recorder: Recorder,    # of a run
                epoch: int,            # 1 is the first
                classes: Sequence[str],
@@ -229,28 +228,25 @@ def plot_epoch(recorder: Recorder,    # of a run
     ax.set(xlim=(0, 6), ylim=(-0.02, 1.32), aspect='auto')
     return figure.axes
 
-# %% ../nbs/07_overfitting.ipynb #2025a15d
+# %% ../nbs/07_overfitting.ipynb #01b84235
 def mistake_pictures(recorder: Recorder,
                      loader: Iterable # of (x, y): the validation pictures, in order
                     ) -> dict:        # 3 x 100 x 100, 0 to 1, by place
     "The pictures of the surest mistakes after each epoch."
     wanted = {m.place for answers in recorder.answers for m in mistakes_in(answers, 6)}
     actual, found, start = recorder.answers[-1].actual, {}, 0
-    mean, std = (torch.tensor(getattr(loader, what, usual)).view(3, 1, 1)
-                 for what, usual in [('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)])
     with keep_random_state(): # a loader may draw from them
         for x, y in loader:
             if not y.cpu().equal(actual[start:start + len(y)]):
                 raise ValueError('the loader gives other validation pictures than those of the run,'
                                  ' or in another order; validation pictures must not be shuffled.')
             for i in wanted & set(range(start, start + len(y))):
-                picture = (x[i - start].cpu() * std + mean).clamp(0, 1)
-                found[i] = F.interpolate(picture[None], (100, 100), mode='bilinear',
-                                         antialias=True)[0]
+                picture = denormalise(x[i - start][None], loader)
+                found[i] = F.interpolate(picture, (100, 100), mode='bilinear', antialias=True)[0]
             start += len(y)
     return found
 
-# %% ../nbs/07_overfitting.ipynb #5405140b
+# %% ../nbs/07_overfitting.ipynb #4d10d1fa
 def explore_overfitting(learn # a `Learner` that has been trained; it stays as it is
                        ) -> Explorer:
     "A slider over the epochs of a run: losses, accuracy, confidence, and the surest mistakes."

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'TinyResNet', 'checksum', 'read_weights', 'TinyResNet_Weights', 'tiny_resnet', 'last_layer',
-           'find_builder', 'find_weights', 'load_network', 'Preparation', 'preparation', 'create_body']
+           'find_builder', 'find_weights', 'load_network', 'Preparation', 'preparation', 'create_body', 'get_features',
+           'centroid_accuracy']
 
-# %% ../nbs/01_pretrained_body.ipynb #d474a676
+# %% ../nbs/01_pretrained_body.ipynb #64951404
 import copy
 import difflib
 import hashlib
 import inspect
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,7 @@ from torchvision.models import Weights, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.transforms._presets import ImageClassification
 
-# %% ../nbs/01_pretrained_body.ipynb #8d2518b1
+# %% ../nbs/01_pretrained_body.ipynb #934ebdc0
 def _stage(n_in: int, n_out: int, depth: int, stride: int) -> nn.Sequential:
     "`depth` residual blocks; the first changes the width and, by `stride`, the resolution."
     shortcut = None
@@ -38,7 +39,7 @@ def _stage(n_in: int, n_out: int, depth: int, stride: int) -> nn.Sequential:
     blocks += [BasicBlock(n_out, n_out) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
-# %% ../nbs/01_pretrained_body.ipynb #602393a6
+# %% ../nbs/01_pretrained_body.ipynb #4ad84133
 class TinyResNet(nn.Module):
     "A ResNet with a 7x7 first layer: pictures N x 3 x H x W (32 to 224 pixels) to N x classes."
     def __init__(self, num_classes: int = 200,           # outputs of the last linear layer
@@ -61,7 +62,7 @@ class TinyResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
-# %% ../nbs/01_pretrained_body.ipynb #8adb6c7a
+# %% ../nbs/01_pretrained_body.ipynb #faca7903
 def checksum(tensors: dict[str, torch.Tensor]) -> str:
     "SHA-256 of the tensors' names, types, shapes and bytes."
     digest = hashlib.sha256()
@@ -70,7 +71,7 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(t.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/01_pretrained_body.ipynb #5a4c60b1
+# %% ../nbs/01_pretrained_body.ipynb #e5bc5f57
 def read_weights(path: str | Path # a file that `save_weights` wrote
                 ) -> dict[str, torch.Tensor]:
     "All weights and statistics by name, as float32; a damaged file is noticed by its checksum."
@@ -88,7 +89,7 @@ def read_weights(path: str | Path # a file that `save_weights` wrote
                          f'checksum that the file names. {advice}')
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
 
-# %% ../nbs/01_pretrained_body.ipynb #12b422da
+# %% ../nbs/01_pretrained_body.ipynb #c56e5882
 WEIGHTS_FILE = files('finetune_teach') / 'weights' / 'tiny_resnet.safetensors'
 
 class TinyResNet_Weights(WeightsEnum):
@@ -103,7 +104,7 @@ class TinyResNet_Weights(WeightsEnum):
         "All weights and statistics by name, as float32."
         return read_weights(WEIGHTS_FILE)
 
-# %% ../nbs/01_pretrained_body.ipynb #94153afe
+# %% ../nbs/01_pretrained_body.ipynb #5f2757cd
 def tiny_resnet(*, weights: TinyResNet_Weights | None = None, # None: random weights
                 progress: bool = True,                        # unused: nothing is downloaded
                 **kwargs                                      # for `TinyResNet`
@@ -115,7 +116,7 @@ def tiny_resnet(*, weights: TinyResNet_Weights | None = None, # None: random wei
         net.load_state_dict(weights.get_state_dict())
     return net
 
-# %% ../nbs/01_pretrained_body.ipynb #dec12a90
+# %% ../nbs/01_pretrained_body.ipynb #183d78ec
 def last_layer(net: nn.Module) -> tuple[str, nn.Module]:
     "Name and module of the layer that turns features into class scores: `net`'s last linear layer."
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)]
@@ -127,7 +128,7 @@ def last_layer(net: nn.Module) -> tuple[str, nn.Module]:
                          'away. Pass a classification network that ends in one.')
     return layers[-1]
 
-# %% ../nbs/01_pretrained_body.ipynb #c5499086
+# %% ../nbs/01_pretrained_body.ipynb #8102c142
 def find_builder(arch: Callable | str) -> Callable:
     "The function that builds `arch`: itself, torchvision's of that name, or `tiny_resnet`."
     if callable(arch):
@@ -141,7 +142,7 @@ def find_builder(arch: Callable | str) -> Callable:
                          'and tiny_resnet.')
     return tiny_resnet if arch == 'tiny_resnet' else models.get_model_builder(arch)
 
-# %% ../nbs/01_pretrained_body.ipynb #eb012f21
+# %% ../nbs/01_pretrained_body.ipynb #7f06b87d
 def find_weights(builder: Callable,                # as `find_builder` returns it
                  weights: WeightsEnum | str | None # 'DEFAULT', an enum member or its name, None
                 ) -> WeightsEnum | None:
@@ -162,7 +163,7 @@ def find_weights(builder: Callable,                # as `find_builder` returns i
                          f'there are {list(choices.__members__)}.')
     return choices[member]
 
-# %% ../nbs/01_pretrained_body.ipynb #b34b8f49
+# %% ../nbs/01_pretrained_body.ipynb #b1a25011
 def load_network(arch: Callable | str | nn.Module,         # builder, its name, or a ready network
                  weights: WeightsEnum | str | None = 'DEFAULT'
                 ) -> nn.Module:
@@ -188,7 +189,7 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
             'put the file there, or do without: weights=None starts from random weights, '
             'arch=tiny_resnet comes with this package.') from error
 
-# %% ../nbs/01_pretrained_body.ipynb #20d3deda
+# %% ../nbs/01_pretrained_body.ipynb #a59a59d9
 class Preparation(NamedTuple):
     "How pictures were prepared when weights were made."
     size: int    # height and width in pixels
@@ -201,7 +202,7 @@ def preparation(arch: Callable | str | nn.Module, weights: WeightsEnum | str | N
     wants = (TinyResNet_Weights.DEFAULT if found is None else found).transforms()
     return Preparation(wants.crop_size[0], tuple(wants.mean), tuple(wants.std))
 
-# %% ../nbs/01_pretrained_body.ipynb #429c80ae
+# %% ../nbs/01_pretrained_body.ipynb #a12373c4
 def create_body(arch: Callable | str | nn.Module = tiny_resnet, # builder, its name, or a network
                 weights: WeightsEnum | str | None = 'DEFAULT'   # None: random weights
                ) -> nn.Module: # pictures N x 3 x H x W to features N x F; F is its `num_features`
@@ -215,3 +216,26 @@ def create_body(arch: Callable | str | nn.Module = tiny_resnet, # builder, its n
             setattr(net, extra, None)
     net.num_features = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     return net
+
+# %% ../nbs/01_pretrained_body.ipynb #f09f1c0a
+@torch.no_grad()
+def get_features(body: nn.Module, loader: Iterable # of (x, y)
+                ) -> tuple[torch.Tensor, torch.Tensor]: # N x F and labels N, on the CPU
+    "What `body` gives for all pictures of a loader, in evaluation mode."
+    body.eval()
+    pairs = [(body(x).float().cpu(), y.cpu()) for x, y in loader]
+    if not pairs:
+        raise ValueError('the loader has no pictures: nothing can be measured.')
+    features, labels = zip(*pairs)
+    return torch.cat(features), torch.cat(labels)
+
+# %% ../nbs/01_pretrained_body.ipynb #c342b2c3
+def centroid_accuracy(train: tuple, # features N x F and labels N
+                      valid: tuple  # the same of other pictures
+                     ) -> float:
+    "Share of `valid` whose nearest class centroid is the right one; centroids are from `train`."
+    (x, y), (x_valid, y_valid) = train, valid
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_valid = (x - mean) / std, (x_valid - mean) / std
+    centroids = torch.stack([x[y == k].mean(0) for k in range(int(y.max()) + 1)])
+    return (torch.cdist(x_valid, centroids).argmin(1) == y_valid).float().mean().item()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# %% ../nbs/02_random_head.ipynb #4dfac129
+# %% ../nbs/02_random_head.ipynb #8a50e6a8
 def _linear(n_in: int, n_out: int, std: float, bias: bool = False) -> nn.Linear:
     "A linear layer with normally distributed weights of standard deviation `std`, biases 0."
     layer = nn.Linear(n_in, n_out, bias=bias)
@@ -23,7 +23,7 @@ def _linear(n_in: int, n_out: int, std: float, bias: bool = False) -> nn.Linear:
         nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/02_random_head.ipynb #2647e5b9
+# %% ../nbs/02_random_head.ipynb #50873623
 def create_head(n_features: int,            # F: what the body gives, its `num_features`
                 n_classes: int,             # C: one output per class
                 hidden: tuple[int, ...] = (512,), # widths of the layers between; (): one layer
@@ -57,7 +57,7 @@ def set_random_state(state: tuple) -> None:
     if mps is not None:
         torch.mps.set_rng_state(mps)
 
-# %% ../nbs/02_random_head.ipynb #03e82f8c
+# %% ../nbs/02_random_head.ipynb #26fbf7ce
 @contextlib.contextmanager
 def keep_random_state():
     "Afterwards, all random generators are as before."
@@ -67,7 +67,7 @@ def keep_random_state():
     finally:
         set_random_state(state)
 
-# %% ../nbs/02_random_head.ipynb #2a533bc2
+# %% ../nbs/02_random_head.ipynb #cd83ebbf
 @contextlib.contextmanager
 def seeded(seed: int | None): # None: change nothing, go on with the generators as they are
     "Inside, all random generators start from `seed`; afterwards they are as they were before."
@@ -80,7 +80,7 @@ def seeded(seed: int | None): # None: change nothing, go on with the generators 
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/02_random_head.ipynb #03916dde
+# %% ../nbs/02_random_head.ipynb #d62c535a
 @contextlib.contextmanager
 def modes_kept(model: nn.Module):
     "Afterwards, every module is in training or evaluation mode as it was before."
@@ -91,7 +91,7 @@ def modes_kept(model: nn.Module):
         for module, training in modes.items():
             module.training = training
 
-# %% ../nbs/02_random_head.ipynb #5de300fe
+# %% ../nbs/02_random_head.ipynb #d0069cd7
 @torch.no_grad()
 def check_head(head: nn.Module,   # to be tried on random features, in evaluation mode
                n_features: int,   # F

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['first_convolution', 'plot_filters', 'activations', 'special_channels', 'plot_activations', 'ReceptiveField',
-           'receptive_field', 'Patches', 'exciting_patches', 'plot_patches', 'evidence_map', 'group_distances']
+           'receptive_field', 'Patches', 'exciting_patches', 'plot_patches', 'evidence_map']
 
-# %% ../nbs/08_what_it_learned.ipynb #d7481ade
+# %% ../nbs/08_what_it_learned.ipynb #b774831b
 import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .freezing import blocks, layer_groups, modes_kept
-from .pictures import IMAGENET_MEAN, IMAGENET_STD, show_pictures
+from .freezing import blocks, modes_kept
+from .pictures import denormalise, show_pictures
 from .random_head import keep_random_state
 
-# %% ../nbs/08_what_it_learned.ipynb #a7e7bedc
+# %% ../nbs/08_what_it_learned.ipynb #e0f6220e
 def first_convolution(model: nn.Module) -> nn.Conv2d:
     "The first layer that sees red, green and blue: `model` itself or a part of it."
     for module in model.modules():
@@ -29,7 +29,7 @@ def first_convolution(model: nn.Module) -> nn.Conv2d:
     raise ValueError(f'{type(model).__name__} has no convolution that takes three colours; only '
                      'its filters could be shown in colour.')
 
-# %% ../nbs/08_what_it_learned.ipynb #65032d74
+# %% ../nbs/08_what_it_learned.ipynb #9b837dc5
 def plot_filters(model: nn.Module,   # a convolution on colours, or a network that begins with one
                  cols: int = 16,     # filters in a row
                  inches: float = 0.4 # width of a filter
@@ -44,7 +44,7 @@ def plot_filters(model: nn.Module,   # a convolution on colours, or a network th
     axes.set_title(f'{len(weight)} filters of {weight.shape[-2]}x{weight.shape[-1]}', fontsize=9)
     return axes
 
-# %% ../nbs/08_what_it_learned.ipynb #a41fd1a9
+# %% ../nbs/08_what_it_learned.ipynb #fd0600b8
 def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     "The parts of `model` with these names."
     parts = dict(model.named_modules())
@@ -55,7 +55,7 @@ def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
                              'All names: dict(model.named_modules()).')
     return {name: parts[name] for name in names}
 
-# %% ../nbs/08_what_it_learned.ipynb #daad2304
+# %% ../nbs/08_what_it_learned.ipynb #23f5befb
 @contextlib.contextmanager
 def _outputs(model: nn.Module, names: Iterable[str]):
     "Inside, `model` is in evaluation mode, and a dictionary fills with what these parts compute."
@@ -76,7 +76,7 @@ def _outputs(model: nn.Module, names: Iterable[str]):
         for hook in hooks:
             hook.remove()
 
-# %% ../nbs/08_what_it_learned.ipynb #e8ffacf4
+# %% ../nbs/08_what_it_learned.ipynb #f66ea415
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.empty(0)).device
 
@@ -92,7 +92,7 @@ def activations(model: nn.Module,     # any network; it stays as it is
         raise ValueError(f'{missing} gave no single tensor, or were not used; name parts of them.')
     return {name: found[name].cpu() for name in names}
 
-# %% ../nbs/08_what_it_learned.ipynb #9a3d9792
+# %% ../nbs/08_what_it_learned.ipynb #37a6d84f
 def special_channels(maps: torch.Tensor, # N x C x h x w
                      i: int = 0,         # which of the N pictures
                      n: int = 5
@@ -102,7 +102,7 @@ def special_channels(maps: torch.Tensor, # N x C x h x w
     compared = peaks[i] / peaks.mean(0).clamp(min=1e-6) if len(peaks) > 1 else peaks[i]
     return compared.topk(min(n, len(compared))).indices.tolist()
 
-# %% ../nbs/08_what_it_learned.ipynb #edaadc50
+# %% ../nbs/08_what_it_learned.ipynb #7ed5188e
 def plot_activations(maps: dict[str, torch.Tensor], # from `activations`: N x C x h x w each
                      picture=None,                  # 3 x H x W, uint8 or 0..1: shown on the left
                      i: int = 0,                    # which of the N
@@ -123,14 +123,14 @@ def plot_activations(maps: dict[str, torch.Tensor], # from `activations`: N x C 
             ax.set_title(f'channel {channel}', fontsize=7)
     return axes
 
-# %% ../nbs/08_what_it_learned.ipynb #3ba0dd0a
+# %% ../nbs/08_what_it_learned.ipynb #f39c8888
 class ReceptiveField(NamedTuple):
     "Where the places of a map look in the picture, in pixels."
     side: int     # of the square that a place mainly depends on
     stride: float # distance between the squares of two neighbouring places
     first: float  # middle of the first place's square
 
-# %% ../nbs/08_what_it_learned.ipynb #6c3f5664
+# %% ../nbs/08_what_it_learned.ipynb #f560eef4
 def receptive_field(model: nn.Module, # any network
                     name: str,        # of a part that gives maps N x C x h x w
                     x: torch.Tensor,  # some pictures N x 3 x H x W, H = W
@@ -154,21 +154,21 @@ def receptive_field(model: nn.Module, # any network
     side = min(inside.index(True) + 1, size)
     return ReceptiveField(side, stride, (row + col) / 2 - stride * (places // 2))
 
-# %% ../nbs/08_what_it_learned.ipynb #2f754b47
+# %% ../nbs/08_what_it_learned.ipynb #3a5069a1
 class Patches(NamedTuple):
     "The pieces of pictures that excite some channels most."
     channels: list[int]    # K numbers
     values: torch.Tensor   # K x n: activations, strongest first
     pictures: torch.Tensor # K x n x 3 x side x side, from 0 to 1
 
-# %% ../nbs/08_what_it_learned.ipynb #023063e8
+# %% ../nbs/08_what_it_learned.ipynb #eacac47d
 def _cut(picture: torch.Tensor, field: ReceptiveField, row: int, col: int) -> torch.Tensor:
     "The square of `picture` at which a place of a map looks, moved inside where it sticks out."
     corners = [round(field.first + field.stride * k - (field.side - 1) / 2) for k in (row, col)]
     top, left = (min(max(c, 0), picture.shape[-1] - field.side) for c in corners)
     return picture[:, top:top + field.side, left:left + field.side]
 
-# %% ../nbs/08_what_it_learned.ipynb #a2a1ebf9
+# %% ../nbs/08_what_it_learned.ipynb #6c9b610c
 def exciting_patches(model: nn.Module,        # any network, for instance a body
                      name: str,               # of a part that gives maps N x C x h x w
                      loader: Iterable,        # of (x, y), for instance `dls.valid`
@@ -177,12 +177,10 @@ def exciting_patches(model: nn.Module,        # any network, for instance a body
                     ) -> Patches:
     "The pieces of the loader's pictures at which channels are most active."
     best, field = [[] for _ in channels], None
-    mean, std = (torch.tensor(getattr(loader, what, usual)).view(3, 1, 1)
-                 for what, usual in [('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)])
     with keep_random_state(): # a shuffling loader would draw from it
         for x, _ in loader:
             field = field or receptive_field(model, name, x[:16])
-            maps, pictures = activations(model, x, [name])[name], x.cpu() * std + mean
+            maps, pictures = activations(model, x, [name])[name], denormalise(x, loader)
             values, places = maps[:, list(channels)].flatten(2).max(2)
             for k, found in enumerate(best):
                 for i in values[:, k].topk(min(n, len(x))).indices.tolist():
@@ -192,9 +190,9 @@ def exciting_patches(model: nn.Module,        # any network, for instance a body
                 del found[n:]
     values = torch.tensor([[value for value, _ in found] for found in best])
     pictures = torch.stack([torch.stack([piece for _, piece in found]) for found in best])
-    return Patches(list(channels), values, pictures.clamp(0, 1))
+    return Patches(list(channels), values, pictures)
 
-# %% ../nbs/08_what_it_learned.ipynb #d54fe0b8
+# %% ../nbs/08_what_it_learned.ipynb #9c9018f3
 def plot_patches(patches: Patches, inches: float = 0.51): # matplotlib's axes
     "A row of pieces for each channel, the most exciting on the left."
     k, n = patches.pictures.shape[:2]
@@ -202,7 +200,7 @@ def plot_patches(patches: Patches, inches: float = 0.51): # matplotlib's axes
     titles = [f'channel {c}' if i == 0 else '' for c in patches.channels for i in range(n)]
     return show_pictures(pictures, titles, cols=n, inches=inches)
 
-# %% ../nbs/08_what_it_learned.ipynb #858671b8
+# %% ../nbs/08_what_it_learned.ipynb #5309d704
 def _last_maps(model: nn.Module, x: torch.Tensor) -> str:
     "Name of the last part of the body that gives maps with more than one place."
     names = {part: name for name, part in model.named_modules()}
@@ -215,7 +213,7 @@ def _last_maps(model: nn.Module, x: torch.Tensor) -> str:
             break
     raise ValueError('the last stage of this body gives no maps; name a part that does: layer=...')
 
-# %% ../nbs/08_what_it_learned.ipynb #539fb732
+# %% ../nbs/08_what_it_learned.ipynb #2004525d
 def evidence_map(model: nn.Sequential,             # `nn.Sequential(body, head)`; it stays as it is
                  x: torch.Tensor,                  # pictures N x 3 x H x W
                  classes: int | Sequence[int] | torch.Tensor, # the answer to explain, or N of them
@@ -234,19 +232,3 @@ def evidence_map(model: nn.Sequential,             # `nn.Sequential(body, head)`
     evidence = (maps * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
     evidence = F.interpolate(evidence, x.shape[2:], mode='bilinear')[:, 0]
     return (evidence / evidence.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
-
-# %% ../nbs/08_what_it_learned.ipynb #7096da6f
-def group_distances(model: nn.Module,    # after training
-                    reference: nn.Module # before: a copy of the same network
-                   ) -> dict[str, float]: # by layer group; 0: not moved, 1: as far as it was long
-    "How far the parameters of each layer group moved, relative to their length before."
-    distances = {}
-    for group, old in zip(layer_groups(model), layer_groups(reference)):
-        pairs = list(zip(group.parameters(), old.parameters()))
-        if len(pairs) != len(old.parameters()) or any(p.shape != q.shape for p, q in pairs):
-            raise ValueError(f'group {group.name!r} differs in the reference; give a copy of the '
-                             'same network: copy.deepcopy(model) before training.')
-        moved = sum((p.detach().cpu() - q.detach().cpu()).square().sum().item() for p, q in pairs)
-        length = sum(q.detach().square().sum().item() for _, q in pairs)
-        distances[group.name] = (moved / length) ** 0.5 if length else float(moved > 0)
-    return distances

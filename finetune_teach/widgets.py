@@ -121,7 +121,7 @@ class Live:
         living = self.widget._repr_mimebundle_()
         display({**living, 'text/plain': 'Run this cell to move the controls.'}, raw=True)
 
-# %% ../nbs/00_widgets.ipynb #d8e5a6a2
+# %% ../nbs/00_widgets.ipynb #67179783
 class Explorer(Live):
     "Controls, and a picture that is drawn anew when one of them is moved."
     def __init__(self,
@@ -152,7 +152,7 @@ class Explorer(Live):
         if self.text:
             self.line.value = self.text(**self.values)
 
-# %% ../nbs/00_widgets.ipynb #d204790b
+# %% ../nbs/00_widgets.ipynb #e9ab2319
 def two_digits(value: float) -> float:
     "`value` rounded to two digits: 0.001234 is 0.0012."
     return float(f'{value:.1e}')

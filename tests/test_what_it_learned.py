@@ -8,11 +8,11 @@ from torch import nn
 from torchvision import models
 
 from conftest import same_bits, small_network, state
-from finetune_teach.freezing import freeze, unfreeze
+from finetune_teach.freezing import freeze, group_distances, unfreeze
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head, seeded
 from finetune_teach.what_it_learned import (
-    activations, evidence_map, exciting_patches, first_convolution, group_distances, plot_activations, plot_filters,
+    activations, evidence_map, exciting_patches, first_convolution, plot_activations, plot_filters,
     plot_patches, receptive_field, special_channels)
 
 
