@@ -101,7 +101,7 @@ def course_cells(cells: list[dict], # of a notebook as it is developed
             kept.append({**cell, 'source': source})
     return kept
 
-# %% ../nbs/12_command_line.ipynb #f418ff45
+# %% ../nbs/12_command_line.ipynb #7a4bddc0
 def course_notebook(path: Path,           # a notebook as it is developed
                     outputs: bool = True, # keep the outputs
                     answers: bool = True  # keep the folded answers of the exercises
@@ -115,8 +115,6 @@ def course_notebook(path: Path,           # a notebook as it is developed
             cell['source'] = folded.sub('', cell['source'])
         if cell['cell_type'] == 'code' and not outputs:
             cell.update(execution_count=None, outputs=[])
-        for output in cell.get('outputs', []):
-            output.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
 
 # %% ../nbs/12_command_line.ipynb #01fa28cb
