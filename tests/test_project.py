@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_wheel_holds_the_module_and_its_weights(wheel):
     assert not [n for n in names if n.startswith(('nbs/', 'tests/'))]
 
 
+def test_wheel_and_source_distribution_hold_the_notebooks_once(wheel):
+    names = zipfile.ZipFile(wheel[0]).namelist()
+    files = [p for p in (ROOT / 'nbs').glob('**/*') if p.suffix in ('.ipynb', '.png') and '.ipynb_' not in str(p)]
+    expected = sorted(str(p.relative_to(ROOT / 'nbs').as_posix()) for p in files)
+    folder = 'finetune_teach/notebooks/'
+    assert sorted(n.removeprefix(folder) for n in names if n.startswith(folder)) == expected
+    with tarfile.open(wheel[1]) as archive:
+        assert sorted(n.split('/nbs/')[1] for n in archive.getnames()
+                      if n.endswith(('.ipynb', '.png'))) == expected
+
+
 def test_wheel_works_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel[0]).extractall(tmp_path / 'site')
     code = ('import sys; sys.path.insert(0, "site"); import finetune_teach; '
@@ -107,3 +119,14 @@ def test_wheel_works_without_the_checkout(wheel, tmp_path):
             'learn = vision_learner(dls, seed=0); learn.fine_tune(1); print("fine")')
     result = subprocess.run([sys.executable, '-I', '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.endswith('fine\n'), result.stderr
+
+
+def test_wheel_writes_the_course(wheel, tmp_path):
+    zipfile.ZipFile(wheel[0]).extractall(tmp_path / 'site')
+    code = ('import sys; sys.path.insert(0, "site"); from finetune_teach.__main__ import main, notebooks_folder; '
+            'assert notebooks_folder().as_posix().endswith("site/finetune_teach/notebooks"); '
+            'sys.exit(main(["notebooks", "my course"]))')
+    result = subprocess.run([sys.executable, '-I', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    written = {p.name for p in (tmp_path / 'my course').glob('*.ipynb')}
+    assert written == {p.name for p in (ROOT / 'nbs').glob('*.ipynb')}
