@@ -14,7 +14,8 @@ from torchvision.models.regnet import BlockParams
 from conftest import same_bits, small_network, state
 from finetune_teach.freezing import freeze, layer_groups
 from finetune_teach.pretrained_body import (
-    TinyResNet_Weights, create_body, find_weights, last_layer, load_network, preparation, tiny_resnet)
+    TinyResNet_Weights, centroid_accuracy, create_body, find_weights, last_layer, linear_probe, load_network,
+    preparation, tiny_resnet)
 from finetune_teach.random_head import create_head
 
 ARCHS = models.list_models(module=models)
@@ -274,3 +275,88 @@ def test_a_ready_network_keeps_what_is_in_it():
     network = small_network()
     assert same_bits(state(load_network(network)), state(network))
     assert preparation(network, 'DEFAULT') == preparation(tiny_resnet, 'DEFAULT')
+
+
+# Probes
+
+def two_clouds(n=40, gap=6.0, seed=0):
+    "Two classes that differ in the first of three features, by `gap` standard deviations."
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2 * n, 3, generator=generator), torch.arange(2 * n) % 2
+    x[:, 0] += gap * y
+    return x, y
+
+
+MEASURES = pytest.mark.parametrize('measure', [centroid_accuracy, linear_probe])
+
+
+@MEASURES
+def test_classes_that_lie_apart_are_told_apart(measure):
+    train, (x, y) = two_clouds(), two_clouds(seed=1)
+    assert measure(train, (x, y)) > 0.95
+    assert measure(train, (x, 1 - y)) < 0.05, 'it is the share of right answers'
+    scale, shift = torch.tensor([1e3, 1.0, 1e-3]), torch.tensor([0.0, 50.0, -2.0])
+    moved = measure((train[0] * scale + shift, train[1]), (x * scale + shift, y))
+    assert moved == pytest.approx(measure(train, (x, y)), abs=0.03), 'units of features do not count'
+
+
+@MEASURES
+def test_features_that_say_nothing_are_worth_guessing(measure):
+    (x, y), (x_valid, y_valid) = two_clouds(200, gap=0), two_clouds(200, gap=0, seed=1)
+    assert 0.4 < measure((x, y), (x_valid, y_valid)) < 0.6
+    constant = torch.ones(4, 2)
+    assert measure((constant, torch.tensor([0, 1, 1, 1])), (constant, torch.tensor([1, 1, 0, 0]))) <= 0.5
+
+
+def test_a_probe_sees_what_centroids_cannot():
+    "A feature with much noise that another one contains as well: the difference tells the class."
+    generator = torch.Generator().manual_seed(0)
+    def pictures(n):
+        noise, y = 10 * torch.randn(n, generator=generator), torch.arange(n) % 2
+        return torch.stack([noise + y, noise - y], 1), y
+    train, valid = pictures(200), pictures(200)
+    assert linear_probe(train, valid, decay=0) > 0.95 > 0.75 > centroid_accuracy(train, valid)
+
+
+def test_decay_holds_a_probe_back():
+    train, valid = two_clouds(gap=1), two_clouds(400, gap=1, seed=1)
+    (x, y), wide = train, torch.randn(80, 300, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([x, wide], 1)
+    assert linear_probe((x, y), (x, y), decay=1e-6) == 1, 'learned by heart'
+    assert linear_probe((x, y), (x, y), decay=100) < 1 and linear_probe(train, valid) > 0.6
+
+
+@MEASURES
+def test_a_class_without_training_pictures_is_never_the_answer(measure):
+    x, y = two_clouds()
+    assert measure((x, 2 * y), (x, 2 * y)) > 0.95, 'class 1 is missing'
+    assert measure((x, y), (x, y + 2)) == 0
+
+
+def test_a_probe_changes_nothing_and_draws_nothing():
+    x, y = two_clouds()
+    x.requires_grad_()
+    before, generator = x.detach().clone(), torch.get_rng_state()
+    with torch.no_grad():
+        first = linear_probe((x, y), (x, y))
+    assert linear_probe((x, y), (x, y)) == first and x.grad is None
+    assert torch.equal(x.detach(), before) and torch.equal(torch.get_rng_state(), generator)
+
+
+@MEASURES
+@pytest.mark.parametrize('which', [0, 1])
+@pytest.mark.parametrize('wrong, match', [
+    (lambda x, y: (x[:, :, None, None], y), 'mean over the places'),
+    (lambda x, y: (x[:-1], y), 'one label'),
+    (lambda x, y: (x, F.one_hot(y)), 'one label'),
+    (lambda x, y: (x[:0], y[:0]), 'at least one'),
+    (lambda x, y: (x, y.float()), 'whole numbers'),
+    (lambda x, y: (x, y - 1), 'from 0 on'),
+    (lambda x, y: (x / 0, y), 'finite'),
+    (lambda x, y: (x[:, :2], y), 'same body')])
+def test_wrong_features_or_labels_are_named(measure, which, wrong, match):
+    pairs = [two_clouds(), two_clouds(seed=1)]
+    pairs[which] = wrong(*pairs[which])
+    with pytest.raises(ValueError, match=match) as error:
+        measure(*pairs)
+    assert ('train', 'valid')[which] in str(error.value)
