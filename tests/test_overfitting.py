@@ -1,13 +1,16 @@
-"Best epochs, confidence against accuracy, confident mistakes, and their plots."
+"Best epochs and callbacks, confidence against accuracy, confident mistakes, and their plots."
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from finetune_teach.one_cycle import COLOURS, Answers, Phase, Recorder
+from conftest import assert_unchanged, changed, everything, same_bits, state
+from finetune_teach import overfitting
+from finetune_teach.one_cycle import COLOURS, Answers, Phase, Recorder, accuracy, error_rate
 from finetune_teach.overfitting import (
-    best_epoch, calibration, confidences, explore_overfitting, mistake_pictures, mistakes_in,
+    EarlyStopping, KeepBest, best_epoch, calibration, confidences, explore_overfitting, mistake_pictures, mistakes_in,
     plot_calibration, plot_epoch, plot_loss_and_metric, top_mistakes)
 
 
@@ -51,9 +54,125 @@ def test_best_epoch_names_the_columns_there_are(recorder, key):
         best_epoch(recorder, key)
 
 
+def test_best_epoch_where_nothing_was_a_number(recorder):
+    for row in recorder.history:
+        row['valid_loss'] = math.nan
+    with pytest.raises(ValueError, match="'valid_loss' was not a finite number"):
+        best_epoch(recorder)
+
+
 def test_best_epoch_before_any_training():
     with pytest.raises(ValueError, match='no epochs yet'):
         best_epoch(Recorder())
+
+
+# Callbacks: keep the best, stop early
+
+def watch(callback, losses, key='valid_loss', first=0):
+    "What a callback says of a made-up run with these values in `key`; `first` is its first epoch's number."
+    recorder, model, said = Recorder(), nn.Linear(1, 1), []
+    for i, value in enumerate(losses):
+        recorder.history.append({'phase': 'frozen', 'epoch': first + i, 'position': i + 1., key: value})
+        nn.init.constant_(model.weight, i)
+        said.append(callback(model, recorder))
+    return said, model
+
+
+@pytest.mark.parametrize('key, lowest, values, expected', [
+    ('valid_loss', None, [3, 1, 2, 1], 1), ('accuracy', None, [.1, .5, .4, .5], 1), ('f1', False, [.1, .2, .6], 2),
+    ('f1', None, [.1, .2, .6], 0), ('valid_loss', None, [math.nan, 2, math.nan, math.inf], 1)])
+def test_keep_best_restores_the_weights_of_the_best_epoch(key, lowest, values, expected):
+    keep = KeepBest(key, lowest)
+    said, model = watch(keep, [float(v) for v in values], key)
+    assert not any(said), 'it never stops a run'
+    assert keep.epoch == expected and keep.restore(model) is model and model.weight.item() == expected
+
+
+def test_keep_best_of_another_run_begins_anew():
+    keep = KeepBest()
+    watch(keep, [.1, .2])
+    _, model = watch(keep, [3., 2.5, 2.8])
+    assert keep.epoch == 1 and keep.restore(model).weight.item() == 1
+
+
+def test_keep_best_that_has_seen_nothing():
+    with pytest.raises(ValueError, match="'valid_loss' was seen"):
+        KeepBest().restore(nn.Linear(1, 1))
+    keep = KeepBest()
+    _, model = watch(keep, [math.nan])
+    with pytest.raises(ValueError, match='train with'):
+        keep.restore(model)
+
+
+@pytest.mark.parametrize('callback', [KeepBest('acuracy'), EarlyStopping('acuracy')])
+def test_callbacks_name_the_columns_there_are(make_learner, callback):
+    with pytest.raises(ValueError, match="'acuracy'.*error_rate.*valid_loss"):
+        make_learner().fit(1, callbacks=[callback])
+
+
+def test_keep_best_restores_to_the_bit_and_nothing_else(make_learner):
+    learn, states = make_learner(), []
+    learn.unfreeze()
+    keep = KeepBest('train_loss', lowest=False)
+    learn.fit(3, 1e-2, callbacks=[keep, lambda model, recorder: states.append(state(model))])
+    assert keep.epoch < 2 and not same_bits(state(learn.model), states[keep.epoch])
+    assert changed(states[0], states[2]) >= {n for n in states[0] if 'running_mean' in n}
+    learn.freeze()
+    before, history = everything(learn.model, learn.optimizer), list(learn.recorder.history)
+    keep.restore(learn.model)
+    after = everything(learn.model, learn.optimizer)
+    assert same_bits(after['state'], states[keep.epoch]), 'with the statistics of batch norm'
+    assert_unchanged({**before, 'state': after['state']}, after)
+    assert learn.recorder.history == history
+
+
+def test_keep_best_of_a_frozen_body(make_learner):
+    learn, states, keep = make_learner(), [], KeepBest('train_loss', lowest=False)
+    learn.fit(2, 1e-2, callbacks=[keep, lambda model, recorder: states.append(state(model))])
+    for p in learn.model[0].parameters():
+        p.data.zero_()
+    assert same_bits(state(keep.restore(learn.model)), states[keep.epoch])
+
+
+@pytest.mark.parametrize('losses, patience, lowest, stops_after', [
+    ([5, 4, 3, 4, 4, 4, 1], 3, None, 5), ([5, 4, 4], 1, None, 2), ([5, 4, 4.5, 3, 2], 2, None, None),
+    ([5, math.nan, math.nan, 4, 3], 2, None, 2), ([math.nan, 5, 6, 4], 2, None, None), ([1, 2, 3], 2, False, None),
+    ([math.nan, math.nan, math.nan], 2, None, 2)])
+def test_early_stopping_stops_at_the_right_epoch(losses, patience, lowest, stops_after):
+    said, _ = watch(EarlyStopping(patience=patience, lowest=lowest), [float(v) for v in losses])
+    assert (said.index(True) if True in said else None) == stops_after
+
+
+@pytest.mark.parametrize('patience', [0, -1, 1.5, None])
+def test_patience_is_a_whole_number(patience):
+    with pytest.raises(ValueError, match='patience'):
+        EarlyStopping(patience=patience)
+
+
+def test_a_stopped_run_is_the_beginning_of_the_whole_one(make_learner):
+    metrics = [error_rate, accuracy]
+    whole, stopped = make_learner(metrics=metrics), make_learner(metrics=metrics)
+    whole.fit(6, 1e-2)
+    stop = EarlyStopping('train_loss', patience=2, lowest=False) # falls, so it stops after the third epoch
+    stopped.fit(6, 1e-2, callbacks=[KeepBest('accuracy'), stop])
+    assert len(stopped.recorder.history) == 3 and stopped.recorder.losses == whole.recorder.losses[:len(stopped.recorder.losses)]
+    whole = make_learner(metrics=metrics)
+    whole.fit(3, 1e-2)
+    assert_unchanged(everything(whole.model, whole.optimizer), everything(stopped.model, stopped.optimizer))
+
+
+def test_early_stopping_counts_in_each_phase_anew(make_learner):
+    learn = make_learner()
+    learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('train_loss', patience=1, lowest=False)])
+    assert [(r['phase'], r['epoch']) for r in learn.recorder.history] == [
+        ('frozen', 0), ('frozen', 1), ('unfrozen', 0), ('unfrozen', 1)]
+
+
+def test_keep_best_sees_both_phases(make_learner):
+    learn, keep, states = make_learner(), KeepBest(), []
+    learn.fine_tune(2, callbacks=[keep, lambda model, recorder: states.append(state(model))])
+    assert len(states) == 3 and keep.epoch == best_epoch(learn.recorder)
+    assert same_bits(state(keep.restore(learn.model)), states[keep.epoch])
 
 
 # The plot of losses and metric
@@ -214,6 +333,14 @@ def test_explorer_of_a_run(trained):
     assert bytes(explorer.pictures[0].widget.value) == last, 'the run is that of then'
     explorer.controls['epoch'].value = 1
     assert bytes(explorer.pictures[0].widget.value) == first and explorer.error.value == ''
+
+
+def test_answers_are_counted_once_and_not_at_every_move(trained, monkeypatch):
+    explorer = explore_overfitting(trained)
+    monkeypatch.setattr(overfitting, '_count', None)
+    before = bytes(explorer.pictures[0].widget.value)
+    explorer.controls['epoch'].value = 1
+    assert explorer.error.value == '' and bytes(explorer.pictures[0].widget.value) != before
 
 
 def test_plot_of_an_epoch(trained, pets):
