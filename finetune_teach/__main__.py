@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['INSTALL', 'save_plot', 'run_demo', 'run_train', 'run_predict', 'course_cells', 'course_notebook', 'notebooks_folder',
-           'course', 'write_course', 'run_notebooks', 'parser', 'add_train', 'add_predict', 'add_notebooks', 'main']
+           'course', 'write_course', 'run_notebooks', 'run_claims', 'parser', 'add_train', 'add_predict', 'add_claims',
+           'add_notebooks', 'main']
 
-# %% ../nbs/12_command_line.ipynb #1ccc2981
+# %% ../nbs/12_command_line.ipynb #df7a79b7
 import argparse
 import json
 import re
@@ -16,6 +17,7 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+from .claims import check_claims, save_claims
 from .fine_tuning import Learner, load_learner, vision_learner
 from .one_cycle import accuracy, error_rate
 from .pictures import drawn_pets, image_folders
@@ -176,7 +178,18 @@ def run_notebooks(args: argparse.Namespace) -> None:
     print('\nNext: open them, first index.ipynb, which lists the others. With JupyterLab '
           f'(pip install jupyterlab):\n  jupyter lab "{args.dest}"')
 
-# %% ../nbs/12_command_line.ipynb #1237ccac
+# %% ../nbs/12_command_line.ipynb #34b0b06a
+def run_claims(args: argparse.Namespace) -> None:
+    "Measure what the course claims."
+    if args.out and not Path(args.out).absolute().parent.is_dir():
+        raise FileNotFoundError(f'there is no folder {Path(args.out).parent} for {args.out}.')
+    results = check_claims(seeds=range(args.seeds))
+    print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
+          f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.')
+    if args.out:
+        save_claims(results, args.out)
+
+# %% ../nbs/12_command_line.ipynb #818d57a2
 def parser() -> argparse.ArgumentParser:
     "The arguments of `finetune-teach`."
     top = argparse.ArgumentParser('finetune-teach',
@@ -190,6 +203,7 @@ def parser() -> argparse.ArgumentParser:
     add_train(commands.add_parser('train',
                                   help='fine-tune on a folder of photos, one folder per class'))
     add_predict(commands.add_parser('predict', help='ask a saved model about pictures'))
+    add_claims(commands.add_parser('claims', help='measure what the course claims'))
     add_notebooks(commands.add_parser('notebooks',
                                       help='write the notebooks of the course into a folder'))
     return top
@@ -218,6 +232,12 @@ def add_predict(p: argparse.ArgumentParser) -> None:
     p.add_argument('images', nargs='+', help='pictures')
     p.add_argument('--top', type=int, default=3, help='how many classes to print (default 3)')
     p.set_defaults(run=run_predict)
+
+def add_claims(p: argparse.ArgumentParser) -> None:
+    p.add_argument('--seeds', type=int, choices=range(1, 100), metavar='N', default=3,
+                   help='measure each claim with the seeds 0 to N-1 (default 3)')
+    p.add_argument('--out', help='a file for the results, as JSON')
+    p.set_defaults(run=run_claims)
 
 def add_notebooks(p: argparse.ArgumentParser) -> None:
     p.add_argument('dest', metavar='DEST', help='the folder; made if it is not there')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #2bedc5c9
+# %% ../nbs/index.ipynb #d228bba6
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from .drawing import *
@@ -19,6 +19,7 @@ from .lr_finder import *
 from .fine_tuning import *
 from .overfitting import *
 from .what_it_learned import *
+from .claims import *
 from .pretraining import *
 
 __all__ = [name for name in dir() if not name.startswith('_')] # for `import *` of this module

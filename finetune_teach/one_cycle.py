@@ -81,7 +81,7 @@ def rate_axis(ax, which: str) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda lr, _: f'{lr:.0e}'.replace('e-0', 'e-').replace('e+0', 'e'))
 
-# %% ../nbs/04_one_cycle.ipynb #aff84997
+# %% ../nbs/04_one_cycle.ipynb #a71e77df
 def plot_schedule(schedule: Schedule,
                   names: Sequence[str] = (), # of the layer groups
                   x: Sequence[float] = (),   # position of each step, for instance in epochs
@@ -101,7 +101,8 @@ def plot_schedule(schedule: Schedule,
     if max(peaks) > 3 * min(peaks):
         rate_axis(axes[0], 'y')
     if len(peaks) > 1:
-        axes[0].figure.legend(handles=axes[0].lines, loc='lower center', ncol=len(peaks), frameon=False)
+        axes[0].figure.legend(handles=axes[0].lines, loc='lower center', ncol=len(peaks),
+                              frameon=False)
     return axes
 
 # %% ../nbs/04_one_cycle.ipynb #c728f45a
@@ -490,7 +491,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
         if any([callback(model, recorder) for callback in callbacks]): # each is called
             return
 
-# %% ../nbs/04_one_cycle.ipynb #fff806bf
+# %% ../nbs/04_one_cycle.ipynb #0cd1f319
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train`, `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -501,7 +502,7 @@ def fit(model: nn.Module,                    # only what is not frozen learns
         recorder: Recorder | None = None,    # to go on with; default a new one
         seed: int | None = None,             # makes the run repeatable to the bit
         show: bool = True,                   # print the table
-        callbacks: Sequence[Callable] = ()   # callback(model, recorder) after each epoch; True: stop
+        callbacks: Sequence[Callable] = ()   # called (model, recorder) after each epoch; True: stop
        ) -> Recorder:
     "Train for some epochs; after each one, measure on the validation pictures."
     recorder = Recorder() if recorder is None else recorder

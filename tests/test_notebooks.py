@@ -30,8 +30,23 @@ def copies(tmp_path_factory):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, copies):
     notebook = nbformat.read(copies / path.name, 4)
+    committed = [printed_numbers(cell) for cell in notebook.cells]
     NotebookClient(notebook, timeout=300, kernel_name='python3',
                    resources={'metadata': {'path': copies}}).execute()
+    again = [printed_numbers(cell) for cell in notebook.cells]
+    assert list(map(len, again)) == list(map(len, committed)), 'cells print as much as in the committed notebook'
+    pairs = [pair for one, other in zip(committed, again) for pair in zip(one, other)]
+    differ = [(a, b) for a, b in pairs if abs(a - b) > max(0.05, 0.15 * abs(a))]
+    assert len(differ) <= len(pairs) / 10, f'committed, now: {differ}'
+
+
+def printed_numbers(cell):
+    "Numbers with a decimal point that a code cell prints; not those of time, which differ each time."
+    texts = [''.join(output.get('text') or output.get('data', {}).get('text/plain', ''))
+             for output in cell.get('outputs', [])]
+    lines = [line for text in texts for line in text.splitlines()
+             if not re.search(r'second|minute|time| ms|torch', line)]
+    return [float(number) for line in lines for number in re.findall(r'(?<![\w.])\d+\.\d+(?![\w.])', line)]
 
 
 def cells(path, kind):
