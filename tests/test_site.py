@@ -108,6 +108,16 @@ def test_sidebar_names_every_notebook_once():
     assert sorted(named) == [path.name for path in NOTEBOOKS]
 
 
+def test_glossary_is_sorted_and_leads_to_sections():
+    items = page(ROOT / 'nbs/glossary.ipynb').find_all('li')
+    terms, links = zip(*[(item.a.get_text(), item.a['href']) for item in items])
+    assert len(terms) >= 50 and len(set(terms)) == len(terms)
+    assert list(terms) == sorted(terms, key=lambda term: re.sub(r'\W|_', ' ', term.lower()))
+    assert all(urlsplit(link).fragment for link in links), 'a link to a section, not to a page'
+    initials = [item.find_previous('h2').get_text().lower() for item in items]
+    assert initials == [term[0].lower() for term in terms]
+
+
 def test_site_is_configured_in_one_place():
     link = ROOT / 'nbs/_quarto.yml' # a link; git on Windows makes it a file that names its target
     assert link.resolve() == ROOT / '_quarto.yml' or link.read_text().strip() == '../_quarto.yml'
