@@ -68,7 +68,7 @@ def test_opens_with_title_promise_and_links(path):
     title, opening = cells(path, 'markdown')[:2]
     # title and description of the page: nbdev keeps nothing else of the cell that holds the title
     assert re.fullmatch(r'# .+\n\n> .+', title), 'title, and one line in a quote: what the reader will know'
-    assert (f'[Open in Colab](https://colab.research.google.com/github/{REPO}/blob/main/nbs/{path.name}) '
+    assert (f'[Open in Colab](https://colab.research.google.com/github/{REPO}/blob/main/nbs/{path.name}) · '
             f'[download this notebook](https://github.com/{REPO}/raw/main/nbs/{path.name})') in opening
 
 
