@@ -407,6 +407,6 @@ def measured_claims(path=CLAIMS_FILE) -> str:
     about, results = json.loads(path.read_text(encoding='utf-8')), read_claims(path)
     minutes = sum(r.seconds for r in results) / 60
     return (f'{sum(r.held for r in results)} of {len(results)} held; measured in {minutes:.1f} '
-            f'minutes with {about["threads"]} threads on {about["cores"]} CPU cores, '
+            f'minutes on {about["threads"]} of {about["cores"]} CPU cores, '
             f'torch {about["torch"].split("+")[0]}, '
             f'{len(results[0].pairs)} seeds.\n\n{claims_table(results)}')

@@ -113,13 +113,13 @@ def test_wheel_holds_the_module_and_its_weights(wheel):
 
 def test_wheel_and_source_distribution_hold_the_notebooks_once(wheel):
     names = zipfile.ZipFile(wheel[0]).namelist()
-    files = [p for p in (ROOT / 'nbs').glob('**/*') if p.suffix in ('.ipynb', '.png') and '.ipynb_' not in str(p)]
+    files = [p for p in (ROOT / 'nbs').glob('**/*') if p.suffix in ('.ipynb', '.png', '.svg') and '.ipynb_' not in str(p)]
     expected = sorted(str(p.relative_to(ROOT / 'nbs').as_posix()) for p in files)
     folder = 'finetune_teach/notebooks/'
     assert sorted(n.removeprefix(folder) for n in names if n.startswith(folder)) == expected
     with tarfile.open(wheel[1]) as archive:
         assert sorted(n.split('/nbs/')[1] for n in archive.getnames()
-                      if n.endswith(('.ipynb', '.png'))) == expected
+                      if n.endswith(('.ipynb', '.png', '.svg'))) == expected
 
 
 def test_wheel_works_without_the_checkout(wheel, tmp_path):
