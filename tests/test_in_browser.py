@@ -254,13 +254,11 @@ def test_pick_lr(browser, lab):
 
     after = Shown(page, 1)  # the one after unfreezing, which trains in the background
     start, stop = (after.box.get_by_role('button', name=name) for name in ('Train a copy', 'Stop'))
-    before = after.bytes(1)
     start.click()
     after.box.get_by_text('epoch 0 of 2').wait_for()
     stop.click() # at once: two epochs take some seconds only
     after.box.get_by_text('stopped').wait_for()
-    stopped = after.bytes(1)
-    assert stopped != before
+    stopped = after.bytes(1) # with or without the first steps: it may have been stopped before them
     start.click()
     after.box.get_by_text('epoch 0 of 2').wait_for()
     assert chosen(page), 'other cells run meanwhile'
