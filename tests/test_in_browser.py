@@ -114,6 +114,14 @@ class Shown:
             'async e => { await e.decode(); const b = await (await fetch(e.src)).blob(); '
             'return [...new Uint8Array(await b.arrayBuffer())]; }')
 
+    def changes(self, before, number=0):
+        "Whether a picture becomes another than `before`; it is drawn a moment after the text."
+        for _ in range(100):
+            if self.bytes(number) != before:
+                return True
+            self.page.wait_for_timeout(100)
+        return False
+
     def press(self, handle, key, picture=0):
         "Press a key; the milliseconds until the picture has been replaced, decoded and drawn."
         handle.focus()
@@ -254,16 +262,18 @@ def test_pick_lr(browser, lab):
 
     after = Shown(page, 1)  # the one after unfreezing, which trains in the background
     start, stop = (after.box.get_by_role('button', name=name) for name in ('Train a copy', 'Stop'))
+    before = after.bytes(1)
     start.click()
     after.box.get_by_text('epoch 0 of 2').wait_for()
     stop.click() # at once: two epochs take some seconds only
     after.box.get_by_text('stopped').wait_for()
-    stopped = after.bytes(1) # with or without the first steps: it may have been stopped before them
+    assert after.changes(before, 1)
+    stopped = after.bytes(1)
     start.click()
     after.box.get_by_text('epoch 0 of 2').wait_for()
     assert chosen(page), 'other cells run meanwhile'
     after.box.get_by_text('after 2 epochs').wait_for(timeout=120_000)
-    assert after.bytes(1) != stopped
+    assert after.changes(stopped, 1)
     after.check('pick_lr_unfrozen')
     page.close()
 
