@@ -68,7 +68,7 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, t in sorted(tensors.items()):
         digest.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
-        digest.update(t.contiguous().numpy().tobytes())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../nbs/01_pretrained_body.ipynb #e5bc5f57
@@ -215,7 +215,7 @@ def create_body(arch: Callable | str | nn.Module = tiny_resnet, # builder, its n
         for extra in {'aux1', 'aux2', 'AuxLogits'} & dict(net.named_children()).keys():
             setattr(net, extra, None)
     net.num_features = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    return net
+    return net.to(memory_format=torch.channels_last) # the same numbers in another order: faster
 
 # %% ../nbs/01_pretrained_body.ipynb #f09f1c0a
 @torch.no_grad()

@@ -1,6 +1,7 @@
 "Frozen means frozen to the bit; a frozen body's features are computed once."
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from conftest import WithoutPlans, changed, same_bits, small_network, state
 from finetune_teach.freezing import (
-    FeatureLoader, Loaders, StepCost, blocks, explore_freezing, freeze, freeze_to,
+    FeatureLoader, KnownFeatures, Loaders, StepCost, blocks, explore_freezing, freeze, freeze_to,
     kept_for_backward, layer_groups, plot_freezing, reuse_frozen, step_cost, unfreeze)
 from finetune_teach.one_cycle import constant, create_optimizer, fit, validate
 from finetune_teach.pretrained_body import create_body
@@ -253,17 +254,74 @@ def test_features_equal_the_plain_way(model, pets):
     assert not torch.allclose(model[0](x), model[0](x.flip(-1)), atol=1e-3), 'mirror images are others'
 
 
-def test_each_picture_and_mirror_image_passes_the_body_once(model, pets):
-    pictures = []
-    freeze(model)[0].register_forward_hook(lambda m, inputs, output: pictures.append(len(inputs[0])))
-    _, loaders = reuse_frozen(model, pets)
-    n, n_valid = len(pets.train.labels), len(pets.valid.labels)
+def unknown(dls):
+    "The same pictures, of which nothing is known yet."
+    return Loaders(replace(dls.train), replace(dls.valid))
+
+
+def test_each_picture_and_mirror_image_passes_the_body_once(model, pets, monkeypatch):
+    passed = []
+    learn = KnownFeatures.learn
+    monkeypatch.setattr(KnownFeatures, 'learn',
+                        lambda kept, body, loader, variants: (passed.append(variants), learn(kept, body, loader, variants)))
+    pets = unknown(pets)
+    _, loaders = reuse_frozen(freeze(model), pets)
     all_features(loaders.valid)
     all_features(loaders.valid)
-    assert sum(pictures) == n_valid
+    assert sorted(torch.cat(passed).tolist()) == list(range(0, 2 * len(pets.valid.labels), 2))
+    passed.clear()
+    all_features(loaders.train)
+    assert len(torch.cat(passed)) == len(pets.train.labels), 'in the first epoch no more than is asked for'
     for _ in range(25):
         all_features(loaders.train)
-    assert sum(pictures) == n_valid + 2 * n
+    all_features(reuse_frozen(model, pets)[1].train)  # also for the next training
+    all_features(reuse_frozen(copy.deepcopy(model), pets)[1].train)  # and for a copy
+    assert sorted(torch.cat(passed).tolist()) == list(range(2 * len(pets.train.labels)))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_features_are_the_same_to_the_bit_whatever_was_asked_before(model, pets, layout):
+    freeze(model).to(memory_format=layout)
+    def features(first_seeds):
+        loader = reuse_frozen(model, unknown(pets))[1].train
+        for seed in [*first_seeds, 1]:
+            torch.manual_seed(seed)
+            x, _ = all_features(loader)
+        return x
+    assert torch.equal(features([]), features([5, 6, 7]))
+
+
+def test_the_body_has_always_as_many_pictures(model, pets):
+    counts = set()
+    freeze(model)[0].register_forward_hook(lambda m, inputs, output: counts.add(len(inputs[0])))
+    _, loaders = reuse_frozen(model, unknown(pets))
+    for _ in range(5):
+        all_features(loaders.train), all_features(loaders.valid)
+    assert counts == {1, 16}, 'one for the fingerprint'
+
+
+def weight(model): model[0].layer4[0].conv2.weight.data[0, 0, 0, 0] += 1e-6
+def statistics(model): model[0].bn1.running_mean[0] += 1e-6
+def hook(model): model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+def layer(model): model[0].avgpool = nn.AdaptiveMaxPool2d(1)
+
+
+@pytest.mark.parametrize('change', [weight, statistics, hook, layer])
+def test_a_changed_body_is_noticed(model, pets, change):
+    freeze(model)
+    before, y = all_features(reuse_frozen(model, pets)[1].valid)
+    change(model)
+    after, _ = all_features(reuse_frozen(model, pets)[1].valid)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, all_features(reuse_frozen(model, unknown(pets))[1].valid)[0])
+
+
+def test_features_of_a_body_that_learns_are_forgotten(model, pets):
+    pets = unknown(pets)
+    all_features(reuse_frozen(freeze(model), pets)[1].train)
+    assert pets.train.kept.known.any()
+    reuse_frozen(unfreeze(model), pets)
+    assert pets.train.kept is None
 
 
 def test_a_frozen_epoch_trains_as_the_plain_way(model, pets):
@@ -288,7 +346,7 @@ def test_with_random_crops_nothing_is_kept(model):
     x, labels = all_features(dls.train)
     assert torch.equal(first, again) and torch.equal(y, labels) and not torch.equal(first, second)
     assert torch.allclose(first, model[0](x), atol=1e-5)
-    assert loader.features is None
+    assert loader.kept.values is None
 
 
 @pytest.mark.parametrize('n', [0, 1])
