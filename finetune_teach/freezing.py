@@ -179,9 +179,10 @@ def fingerprint(body: nn.Module, loader) -> str:
 def known_features(body: nn.Module, loader) -> KnownFeatures:
     "What is known of the features of a loader's pictures; nothing if the body has changed."
     mark = fingerprint(body, loader)
-    if getattr(loader, 'kept', None) is None or loader.kept.fingerprint != mark:
-        loader.kept = KnownFeatures(loader, mark)
-    return loader.kept
+    known = getattr(loader, 'known_features', None)
+    if known is None or known.fingerprint != mark:
+        known = loader.known_features = KnownFeatures(loader, mark)
+    return known
 
 # %% ../nbs/03_freezing.ipynb #b02a8999
 class FeatureLoader:
@@ -227,7 +228,8 @@ def reuse_frozen(model: nn.Module, # `nn.Sequential(body, head)`
               and not any(p.requires_grad for p in model[0].parameters()))
     if not frozen:
         for loader in dls.train, dls.valid:
-            if getattr(loader, 'kept', None): loader.kept = None # the body will be another one
+            if hasattr(loader, 'known_features'):
+                del loader.known_features # the body will be another one
         return model, dls
     return model[1], Loaders(FeatureLoader(dls.train, model[0]), FeatureLoader(dls.valid, model[0]))
 

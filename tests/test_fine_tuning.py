@@ -791,7 +791,7 @@ def test_looking_leaves_known_features_and_changes_nothing(make_learner):
         learn = make_learner(drawn_pets(n_train=4, n_valid=3, size=32))
         if look:
             learn.lr_find(num_it=11), learn.validate(), learn.lr_find(seed=5)
-            assert learn.dls.train.kept.known.any()
+            assert learn.dls.train.known_features.known.any()
         learn.fit_one_cycle(2, 1e-2)
         learn.validate()
         learn.fine_tune(1)
