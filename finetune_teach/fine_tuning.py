@@ -194,8 +194,9 @@ class Learner(_Trainable):
         names = ['valid_loss', *metric_names(self.metrics)]
         model = self.model
         if loader is None:
-            model, (_, loader) = freezing.reuse_frozen(model, self.loaders)
-        with modes_kept(self.model):
+            model, loaders = freezing.reuse_frozen(model, self.loaders)
+            loader = loaders.valid
+        with modes_kept(model):
             values = validate(model, loader, self.loss_func, self.metrics)
         return namedtuple('Validation', names, rename=True)(*values)
 

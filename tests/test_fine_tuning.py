@@ -805,3 +805,10 @@ def test_without_pictures_it_is_said(make_learner, tmp_path, call):
     learn = load_learner(make_learner().save(tmp_path / 'one'), arch=small_network())
     with pytest.raises(ValueError, match='loaded without pictures'):
         call(learn)
+
+
+def test_validate_frozen_and_unfrozen_is_the_same(make_learner):
+    learn = make_learner()
+    frozen = learn.validate()
+    learn.unfreeze()
+    assert tuple(learn.validate()) == pytest.approx(tuple(frozen), abs=1e-5)
