@@ -270,6 +270,11 @@ def few(things, most=5):
     names = [str(t) for t in things[:most]]
     return ', '.join(names) + (f', ... {len(things) - most} more' if len(things) > most else '')
 
+# %% ../nbs/00_pictures.ipynb #1b7994ae
+def gigabytes(n, size):
+    "What `n` pictures take in memory as `uint8`."
+    return n * 3 * size * size / 1e9
+
 # %% ../nbs/00_pictures.ipynb #360aa4d6
 class ImageLoaders:
     "Training and validation pictures with their classes; made by `image_folders` and its like."
@@ -480,15 +485,22 @@ def read_again(files, size):
     if bad: raise ValueError(unreadable(files, bad) + '\nPut them back, or load the pictures anew.')
     return pictures
 
-# %% ../nbs/00_pictures.ipynb #ae2b28e3
-def gigabytes(n, size):
-    "What `n` pictures take in memory."
-    return n * 3 * size * size / 1e9
+# %% ../nbs/00_pictures.ipynb #25cf2c00
+def check_space(n, size):
+    "Stop if so many decoded pictures would not fit on the disk either."
+    folder, wanted = tempfile.gettempdir(), gigabytes(n, size)
+    free = shutil.disk_usage(folder).free / 1e9
+    if wanted > free:
+        raise ValueError(f'{n} pictures of {size} x {size} take {wanted:.2g} GB: more than memory='
+                         f' allows, and {folder} has only {free:.2g} GB free. Choose a smaller'
+                         ' size or more memory, or let the environment variable TMPDIR name a'
+                         ' folder with more space')
 
-# %% ../nbs/00_pictures.ipynb #b2ce37a4
+# %% ../nbs/00_pictures.ipynb #826725bc
 class PictureFile:
     "Pictures of one size in a temporary file, which is gone when nobody uses it any more."
-    def __init__(self, size):
+    def __init__(self, n, size):  # for up to `n` pictures
+        check_space(n, size)
         self.size, self.length, self.lock, self.process = size, 0, Lock(), os.getpid()
         self.file = tempfile.TemporaryFile(buffering=0)
         weakref.finalize(self, self.file.close)
@@ -510,23 +522,11 @@ class PictureFile:
             self.file.readinto(picture)
         return pictures
 
-# %% ../nbs/00_pictures.ipynb #25cf2c00
-def check_space(n, size):
-    "Stop if so many decoded pictures would not fit on the disk either."
-    folder, wanted = tempfile.gettempdir(), gigabytes(n, size)
-    free = shutil.disk_usage(folder).free / 1e9
-    if wanted > free:
-        raise ValueError(f'{n} pictures of {size} x {size} take {wanted:.2g} GB: more than memory='
-                         f' allows, and {folder} has only {free:.2g} GB free. Choose a smaller'
-                         ' size or more memory, or let the environment variable TMPDIR name a'
-                         ' folder with more space')
-
-# %% ../nbs/00_pictures.ipynb #2b3a9e81
+# %% ../nbs/00_pictures.ipynb #f85fde6d
 class PicturesOnDisk:
     "Stands in for a tensor uint8 N x 3 x S x S; each picture is decoded when it is first needed."
-    def __init__(self, files, size):
-        check_space(len(files), size)
-        self.files, self.store = files, PictureFile(size)
+    def __init__(self, files, size, store=None):
+        self.files, self.store = files, store or PictureFile(len(files), size)
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.numbers = torch.full((len(files),), -1)  # in the store; -1: not decoded yet
 
@@ -543,8 +543,8 @@ class PicturesOnDisk:
 
     def part(self, at):
         "Only the pictures at these places, in the same store."
-        part = copy.copy(self)
-        part.files, part.numbers = [self.files[i] for i in at.tolist()], self.numbers[at]
+        part = PicturesOnDisk([self.files[i] for i in at.tolist()], self.store.size, self.store)
+        part.numbers = self.numbers[at]
         return part
 
     def index_select(self, dim, index):
@@ -568,16 +568,17 @@ class PicturesOnDisk:
         self.numbers[good] = self.store.append([loaded[i] for i in good])
         return {i: loaded[i] for i in places if isinstance(loaded[i], str)}
 
-    def decode_all(self):
-        "The same for all pictures."
-        bad = {}
-        with tqdm(desc='reading pictures', total=len(self), leave=False, delay=2) as bar:
-            for some in torch.arange(len(self)).split(256):
-                bad.update(self.decode(some))
-                bar.update(len(some))
-        return bad
+# %% ../nbs/00_pictures.ipynb #1682ae0e
+def decode_all(pictures):
+    "Decode all of `PicturesOnDisk` now; returns {place: reason} of the unreadable."
+    bad = {}
+    with tqdm(desc='reading pictures', total=len(pictures), leave=False, delay=2) as bar:
+        for some in torch.arange(len(pictures)).split(256):  # so many at a time in memory
+            bad.update(pictures.decode(some))
+            bar.update(len(some))
+    return bad
 
-# %% ../nbs/00_pictures.ipynb #d0d5f41e
+# %% ../nbs/00_pictures.ipynb #12130cac
 def read_files(files, labels, is_valid, where, *, size, batch_size, valid_pct, seed, flip,
                min_scale, mean, std, on_error, memory):
     "The loaders of picture files; the options are those of `image_folders`."
@@ -585,7 +586,7 @@ def read_files(files, labels, is_valid, where, *, size, batch_size, valid_pct, s
     if gigabytes(len(files), size or 64) <= memory: pictures, bad = read(files, size or 64)
     else:
         pictures = PicturesOnDisk(files, size or 64)
-        bad = pictures.decode_all() if on_error == 'skip' else {}
+        bad = decode_all(pictures) if on_error == 'skip' else {}
     if bad and on_error == 'raise':
         raise ValueError(unreadable(files, bad) + '\nRepair or remove them, or leave them out with'
                          " on_error='skip'.")
