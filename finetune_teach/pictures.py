@@ -522,7 +522,7 @@ class PictureFile:
             self.file.readinto(picture)
         return pictures
 
-# %% ../nbs/00_pictures.ipynb #f85fde6d
+# %% ../nbs/00_pictures.ipynb #5484c11d
 class PicturesOnDisk:
     "Stands in for a tensor uint8 N x 3 x S x S; each picture is decoded when it is first needed."
     def __init__(self, files, size, store=None):
@@ -554,10 +554,10 @@ class PicturesOnDisk:
         with self.store.lock:
             bad = self.decode(index[self.numbers[index] < 0].unique())
             if not bad: return self.store.read(self.numbers[index])
-        raise ValueError(unreadable(self.files, bad) + '\nThere may be more: as the pictures do not'
-                         ' fit into memory, files are read when they are needed. Repair these and go'
-                         " on, or load the pictures anew with on_error='skip', which reads all files"
-                         ' at once and leaves such out.')
+        raise ValueError(unreadable(self.files, bad) + '\nThere may be more: as the pictures do'
+                         ' not fit into memory, files are read when they are needed. Repair these'
+                         " and go on, or load the pictures anew with on_error='skip', which reads"
+                         ' all files at once and leaves such out.')
 
     def decode(self, new):
         "Decode the pictures at these places; returns {place: reason} of the unreadable."
