@@ -610,7 +610,7 @@ def existing_folder(path):
         raise FileNotFoundError(f'{folder}: no such folder (looked for {folder.absolute()})')
     return folder
 
-# %% ../nbs/00_pictures.ipynb #24ee8f1d
+# %% ../nbs/00_pictures.ipynb #0df3f2d6
 def is_hidden(path):
     "Is it one of the files and folders that systems leave everywhere?"
     return path.name.startswith('.') or path.name in ('Thumbs.db', 'desktop.ini', '__MACOSX')
@@ -621,15 +621,17 @@ def looking():
 
 def files_under(folder, bar):
     "All files in a folder and its sub-folders, sorted, without hidden ones."
-    found = []
+    found, inside = [], []
     with os.scandir(folder) as entries:  # it tells files from folders without a look at each
-        inside = sorted(entries, key=lambda entry: os.path.normcase(entry.name))
-    for entry in inside:
+        for entry in entries:
+            inside.append(entry)
+            bar.update()
+    for entry in sorted(inside, key=lambda entry: os.path.normcase(entry.name)):
         if is_hidden(entry): continue
         path = folder / entry.name
-        if entry.is_dir(): found += files_under(path, bar)
+        is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
+        if is_folder: found += files_under(path, bar)
         else: found.append(path)
-    bar.update(len(inside))
     return found
 
 # %% ../nbs/00_pictures.ipynb #b3e78241

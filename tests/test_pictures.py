@@ -679,6 +679,25 @@ def test_linked_folder_and_home(pets, tmp_path, monkeypatch):
     assert len(image_folders(str(pets)).files) == 37
 
 
+def test_links_that_lead_nowhere_are_unreadable_files(pets):
+    (pets / 'cat' / 'gone.jpg').symlink_to(pets / 'nothing.jpg')
+    (pets / 'cat' / 'itself.jpg').symlink_to(pets / 'cat' / 'itself.jpg')
+    says(image_folders, pets, match=['2 of 39', 'gone.jpg', 'itself.jpg'])
+
+
+def test_progress_while_looking_for_files(pets, monkeypatch):
+    seen = []
+    class Bar(P.tqdm):
+        def update(self, n=1):
+            if 'looking' in self.desc: seen.append((n, self.delay))
+            return super().update(n)
+    monkeypatch.setattr(P, 'tqdm', Bar)
+    image_folders(pets)
+    assert len(seen) == 37 and set(seen) == {(1, 2)}
+    image_files(pets, '(.+)_')
+    assert len(seen) == 2 * 37 + 3  # the three folders, too
+
+
 def test_fewer_pictures_than_a_batch(tmp_path):
     dls = image_folders(make_folder(tmp_path, dict(a=2, b=3)), batch_size=64)
     assert len(dls.train) == len(dls.valid) == 1
