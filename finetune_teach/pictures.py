@@ -6,19 +6,25 @@
 __all__ = ['COLOURS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'show_pictures', 'new_axes', 'load_picture', 'denormalise', 'BatchPlan',
            'ImageLoader', 'ImageLoaders', 'drawn_pets', 'image_folders', 'image_files', 'oxford_pets']
 
-# %% ../nbs/00_pictures.ipynb #pictures-003
+# %% ../nbs/00_pictures.ipynb #fd1d249f
 import copy
 import math
 import os
 import re
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from numbers import Integral, Real
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -264,7 +270,12 @@ def few(things, most=5):
     names = [str(t) for t in things[:most]]
     return ', '.join(names) + (f', ... {len(things) - most} more' if len(things) > most else '')
 
-# %% ../nbs/00_pictures.ipynb #2468b5cc
+# %% ../nbs/00_pictures.ipynb #1b7994ae
+def gigabytes(n, size):
+    "What `n` pictures take in memory as `uint8`."
+    return n * 3 * size * size / 1e9
+
+# %% ../nbs/00_pictures.ipynb #360aa4d6
 class ImageLoaders:
     "Training and validation pictures with their classes; made by `image_folders` and its like."
     def __init__(self,
@@ -273,9 +284,10 @@ class ImageLoaders:
                  classes: list,       # names: label 0 is the first
                  skipped=(),          # (path, reason) of files left out
                  size=None,           # these three: what the user asked for; None: left open
-                 mean=None, std=None):
+                 mean=None, std=None,
+                 memory: float = 1.): # GB of pictures to keep in memory
         self.train, self.valid, self.classes, self.skipped = train, valid, classes, list(skipped)
-        self.asked = dict(size=size, mean=mean, std=std)
+        self.asked, self.memory = dict(size=size, mean=mean, std=std), memory
         self.resized = {}  # pictures in sizes that networks wanted, for the next one
 
     size = property(lambda self: self.train.pictures.shape[-1])
@@ -304,15 +316,23 @@ class ImageLoaders:
         new = {k: next(v for v in (self.asked[k], wanted[k], now[k]) if v is not None) for k in now}
         dls, size = copy.copy(self), new.pop('size')
         new['device'] = device or self.device
-        dls.train = replace(self.train, pictures=self.pictures_of(self.train, size), **new)
-        dls.valid = replace(self.valid, pictures=self.pictures_of(self.valid, size), **new)
+        fit = self.held() + gigabytes(len(self.files), size) <= self.memory
+        dls.train = replace(self.train, pictures=self.pictures_of(self.train, size, fit), **new)
+        dls.valid = replace(self.valid, pictures=self.pictures_of(self.valid, size, fit), **new)
         return dls
 
-    def pictures_of(self, loader, size):
-        "The loader's pictures in another size."
+    def held(self):
+        "Gigabytes of pictures in memory, in all sizes."
+        sets = self.train.pictures, self.valid.pictures, *self.resized.values()
+        tensors = {id(s): s for s in sets if isinstance(s, torch.Tensor)}
+        return sum(t.nbytes for t in tensors.values()) / 1e9
+
+    def pictures_of(self, loader, size, fit):
+        "The loader's pictures in another size: all in memory if they `fit`."
         if size == self.size or not loader.files: return loader.pictures
         key = size, *loader.files
-        if key not in self.resized: self.resized[key] = read_again(loader.files, size)
+        if key not in self.resized:
+            self.resized[key] = (read_again if fit else PicturesOnDisk)(loader.files, size)
         return self.resized[key]
 
 # %% ../nbs/00_pictures.ipynb #pictures-070
@@ -353,23 +373,40 @@ def random_split(y, valid_pct, seed):
         is_valid[places[torch.randperm(len(places), generator=own)[:n]]] = True
     return is_valid
 
-# %% ../nbs/00_pictures.ipynb #pictures-075
+# %% ../nbs/00_pictures.ipynb #b3323d47
+def divide(pictures, *parts):
+    "Pictures at several lists of places, each as a piece of `pictures`, whose order changes."
+    if not isinstance(pictures, torch.Tensor): return [pictures.part(at) for at in parts]
+    rows, order = pictures.numpy(), torch.cat(parts)
+    rest = torch.ones(len(rows), dtype=torch.bool).index_fill(0, order, False).nonzero()[:, 0]
+    order = [*order.tolist(), *rest.tolist()]  # row i is to become what row order[i] is
+    for i in range(len(rows)):
+        if order[i] == i: continue
+        first, at = rows[i].copy(), i
+        while order[at] != i:  # each takes the next one's place, round to the first
+            rows[at] = rows[order[at]]
+            order[at], at = at, order[at]
+        rows[at], order[at] = first, at
+    return pictures.split([*map(len, parts), len(rest)])[:len(parts)]
+
+# %% ../nbs/00_pictures.ipynb #12d18dde
 def make_loaders(pictures, labels, is_valid, where, batch_size, flip, min_scale, valid_pct=.2,
-                 seed=42, files=None, skipped=(), size=None, mean=None, std=None):
-    "The loaders of pictures (uint8 N x 3 x S x S) whose labels are names."
+                 seed=42, files=None, skipped=(), size=None, mean=None, std=None, memory=1.):
+    "The loaders of pictures (uint8 N x 3 x S x S, used up) whose labels are names."
     check_classes(labels, is_valid, where)
     classes = sorted(set(labels))
     number = {name: i for i, name in enumerate(classes)}
     y = torch.tensor([number[name] for name in labels])
     is_valid = random_split(y, valid_pct, seed) if is_valid is None else torch.tensor(is_valid)
     mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
-    def part(chosen, **options):
-        at = chosen.nonzero()[:, 0]
-        names = None if files is None else [files[i] for i in at]
-        return ImageLoader(pictures[at], y[at], batch_size, mean=mean or IMAGENET_MEAN,
+    places = [part.nonzero()[:, 0] for part in (~is_valid, is_valid)]
+    def loader(pictures, at, **options):
+        names = None if files is None else [files[i] for i in at.tolist()]
+        return ImageLoader(pictures, y[at], batch_size, mean=mean or IMAGENET_MEAN,
                            std=std or IMAGENET_STD, files=names, **options)
-    train = part(~is_valid, shuffle=True, flip=flip, min_scale=min_scale)
-    return ImageLoaders(train, part(is_valid), classes, skipped, size, mean, std)
+    train, valid = divide(pictures, *places)
+    train = loader(train, places[0], shuffle=True, flip=flip, min_scale=min_scale)
+    return ImageLoaders(train, loader(valid, places[1]), classes, skipped, size, mean, std, memory)
 
 # %% ../nbs/00_pictures.ipynb #pictures-076
 def are_three(numbers):
@@ -377,9 +414,9 @@ def are_three(numbers):
     try: return len([float(n) for n in numbers]) == 3
     except (TypeError, ValueError): return False
 
-# %% ../nbs/00_pictures.ipynb #pictures-077
+# %% ../nbs/00_pictures.ipynb #94a15d58
 def check_options(size, batch_size, min_scale, mean=None, std=None, valid_pct=.2,
-                  on_error='raise'):
+                  on_error='raise', memory=1.):
     "Stop before any work is done if an option makes no sense."
     three = 'three numbers (red, green, blue on a scale 0..1)'
     check(size is None or is_whole(size), 'size', size, 'a whole number of pixels, or None')
@@ -391,6 +428,7 @@ def check_options(size, batch_size, min_scale, mean=None, std=None, valid_pct=.2
     check(isinstance(valid_pct, Real) and 0 < valid_pct < 1, 'valid_pct', valid_pct,
           'between 0 and 1, for instance 0.2')
     check(on_error in ('raise', 'skip'), 'on_error', on_error, "'raise' or 'skip'")
+    check(isinstance(memory, Real) and memory >= 0, 'memory', memory, 'a number of GB, 0 or more')
 
 # %% ../nbs/00_pictures.ipynb #f859a448
 def drawn_pets(n_train: int = 30,             # training pictures of each breed
@@ -416,19 +454,25 @@ def drawn_pets(n_train: int = 30,             # training pictures of each breed
     return make_loaders(pictures, labels, is_valid, 'drawn pets', batch_size, flip, min_scale,
                         size=size)
 
-# %% ../nbs/00_pictures.ipynb #pictures-087
+# %% ../nbs/00_pictures.ipynb #50d883e1
+def try_to_load(path, size):
+    "The picture; or, as text, why it cannot be read."
+    try: return load_picture(path, size)
+    except (ValueError, OSError) as error: return str(error).removeprefix(f'{path}: ')
+
 def read(files, size):
     "Read files: uint8 N x 3 x size x size, and a dictionary {place: reason} of the unreadable."
     pictures, bad = np.zeros((len(files), 3, size, size), dtype=np.uint8), {}
     def one(i):
-        try: pictures[i] = load_picture(files[i], size)
-        except (ValueError, OSError) as error: bad[i] = str(error).removeprefix(f'{files[i]}: ')
+        loaded = try_to_load(files[i], size)
+        if isinstance(loaded, str): bad[i] = loaded
+        else: pictures[i] = loaded
     with ThreadPool() as pool:  # threads are enough, as Pillow works outside Python's lock
         done = pool.imap(one, range(len(files)), chunksize=8)
         for _ in tqdm(done, 'reading pictures', len(files), leave=False, delay=2): pass
     return torch.from_numpy(pictures), dict(sorted(bad.items()))
 
-# %% ../nbs/00_pictures.ipynb #pictures-088
+# %% ../nbs/00_pictures.ipynb #9e0b1a34
 def unreadable(files, bad):
     "Say which files cannot be read, and why."
     lines = [f'  {files[i]}: {reason}' for i, reason in islice(bad.items(), 5)]
@@ -438,15 +482,111 @@ def unreadable(files, bad):
 def read_again(files, size):
     "Read files that could be read before, in another size."
     pictures, bad = read(files, size)
-    if bad: raise ValueError(unreadable(files, bad) + '\nThey could be read before; put them back.')
+    if bad: raise ValueError(unreadable(files, bad) + '\nPut them back, or load the pictures anew.')
     return pictures
 
-# %% ../nbs/00_pictures.ipynb #pictures-089
+# %% ../nbs/00_pictures.ipynb #25cf2c00
+def check_space(n, size):
+    "Stop if so many decoded pictures would not fit on the disk either."
+    folder, wanted = tempfile.gettempdir(), gigabytes(n, size)
+    free = shutil.disk_usage(folder).free / 1e9
+    if wanted > free:
+        raise ValueError(f'{n} pictures of {size} x {size} take {wanted:.2g} GB: more than memory='
+                         f' allows, and {folder} has only {free:.2g} GB free. Choose a smaller'
+                         ' size or more memory, or let the environment variable TMPDIR name a'
+                         ' folder with more space')
+
+# %% ../nbs/00_pictures.ipynb #826725bc
+class PictureFile:
+    "Pictures of one size in a temporary file, which is gone when nobody uses it any more."
+    def __init__(self, n, size):  # for up to `n` pictures
+        check_space(n, size)
+        self.size, self.length, self.lock, self.process = size, 0, Lock(), os.getpid()
+        self.file = tempfile.TemporaryFile(buffering=0)
+        weakref.finalize(self, self.file.close)
+
+    def append(self, pictures):
+        "Write uint8 pictures 3 x size x size at the end; returns their numbers."
+        self.file.seek(self.length * 3 * self.size**2)
+        for picture in pictures:
+            if self.file.write(picture.numpy()) != picture.nbytes:
+                raise OSError(f'no space left on the disk, in {tempfile.gettempdir()}')
+        self.length += len(pictures)  # only now, so that an interrupt does no harm
+        return torch.arange(self.length - len(pictures), self.length)
+
+    def read(self, numbers):
+        "The pictures with these numbers, uint8 n x 3 x size x size."
+        pictures = torch.empty(len(numbers), 3, self.size, self.size, dtype=torch.uint8)
+        for number, picture in zip(numbers.tolist(), pictures.numpy()):
+            self.file.seek(number * picture.nbytes)
+            self.file.readinto(picture)
+        return pictures
+
+# %% ../nbs/00_pictures.ipynb #5484c11d
+class PicturesOnDisk:
+    "Stands in for a tensor uint8 N x 3 x S x S; each picture is decoded when it is first needed."
+    def __init__(self, files, size, store=None):
+        self.files, self.store = files, store or PictureFile(len(files), size)
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.numbers = torch.full((len(files),), -1)  # in the store; -1: not decoded yet
+
+    shape = property(lambda self: torch.Size([len(self), 3, self.store.size, self.store.size]))
+
+    def __len__(self): return len(self.files)
+
+    def __reduce__(self): return PicturesOnDisk, (self.files, self.store.size)  # copies start anew
+
+    def __getitem__(self, key):
+        at = torch.arange(len(self))[key]
+        pictures = self.index_select(0, at.reshape(-1))
+        return pictures if at.ndim else pictures[0]
+
+    def part(self, at):
+        "Only the pictures at these places, in the same store."
+        part = PicturesOnDisk([self.files[i] for i in at.tolist()], self.store.size, self.store)
+        part.numbers = self.numbers[at]
+        return part
+
+    def index_select(self, dim, index):
+        "The pictures at these places, as a tensor."
+        if self.store.process != os.getpid():  # a forked process needs a file of its own
+            self.__init__(self.files, self.store.size)
+        with self.store.lock:
+            bad = self.decode(index[self.numbers[index] < 0].unique())
+            if not bad: return self.store.read(self.numbers[index])
+        raise ValueError(unreadable(self.files, bad) + '\nThere may be more: as the pictures do'
+                         ' not fit into memory, files are read when they are needed. Repair these'
+                         " and go on, or load the pictures anew with on_error='skip', which reads"
+                         ' all files at once and leaves such out.')
+
+    def decode(self, new):
+        "Decode the pictures at these places; returns {place: reason} of the unreadable."
+        places = new.tolist()
+        load = partial(try_to_load, size=self.store.size)
+        loaded = dict(zip(places, self.pool.map(load, [self.files[i] for i in places])))
+        good = [i for i in places if not isinstance(loaded[i], str)]
+        self.numbers[good] = self.store.append([loaded[i] for i in good])
+        return {i: loaded[i] for i in places if isinstance(loaded[i], str)}
+
+# %% ../nbs/00_pictures.ipynb #1682ae0e
+def decode_all(pictures):
+    "Decode all of `PicturesOnDisk` now; returns {place: reason} of the unreadable."
+    bad = {}
+    with tqdm(desc='reading pictures', total=len(pictures), leave=False, delay=2) as bar:
+        for some in torch.arange(len(pictures)).split(256):  # so many at a time in memory
+            bad.update(pictures.decode(some))
+            bar.update(len(some))
+    return bad
+
+# %% ../nbs/00_pictures.ipynb #12130cac
 def read_files(files, labels, is_valid, where, *, size, batch_size, valid_pct, seed, flip,
-               min_scale, mean, std, on_error):
+               min_scale, mean, std, on_error, memory):
     "The loaders of picture files; the options are those of `image_folders`."
-    check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error)
-    pictures, bad = read(files, size or 64)
+    check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory)
+    if gigabytes(len(files), size or 64) <= memory: pictures, bad = read(files, size or 64)
+    else:
+        pictures = PicturesOnDisk(files, size or 64)
+        bad = decode_all(pictures) if on_error == 'skip' else {}
     if bad and on_error == 'raise':
         raise ValueError(unreadable(files, bad) + '\nRepair or remove them, or leave them out with'
                          " on_error='skip'.")
@@ -455,10 +595,11 @@ def read_files(files, labels, is_valid, where, *, size, batch_size, valid_pct, s
         warnings.warn(unreadable(files, bad) + '\nThey are left out; .skipped lists them.',
                       stacklevel=3)
         good = [i for i in range(len(files)) if i not in bad]
-        pictures, files = pictures[good], [files[i] for i in good]
+        pictures, = divide(pictures, torch.tensor(good, dtype=torch.long))
+        files = [files[i] for i in good]
         labels, is_valid = [labels[i] for i in good], is_valid and [is_valid[i] for i in good]
     return make_loaders(pictures, labels, is_valid, where, batch_size, flip, min_scale, valid_pct,
-                        seed, files, skipped, size, mean, std)
+                        seed, files, skipped, size, mean, std, memory)
 
 # %% ../nbs/00_pictures.ipynb #pictures-091
 def existing_folder(path):
@@ -469,25 +610,36 @@ def existing_folder(path):
         raise FileNotFoundError(f'{folder}: no such folder (looked for {folder.absolute()})')
     return folder
 
-# %% ../nbs/00_pictures.ipynb #pictures-092
+# %% ../nbs/00_pictures.ipynb #0df3f2d6
 def is_hidden(path):
     "Is it one of the files and folders that systems leave everywhere?"
     return path.name.startswith('.') or path.name in ('Thumbs.db', 'desktop.ini', '__MACOSX')
 
-def files_under(folder):
+def looking():
+    "A progress bar, if looking for files takes longer than two seconds."
+    return tqdm(desc='looking for pictures', unit=' files', leave=False, delay=2)
+
+def files_under(folder, bar):
     "All files in a folder and its sub-folders, sorted, without hidden ones."
-    found = []
-    for path in sorted(folder.iterdir()):
-        if is_hidden(path): continue
-        if path.is_dir(): found += files_under(path)
+    found, inside = [], []
+    with os.scandir(folder) as entries:  # it tells files from folders without a look at each
+        for entry in entries:
+            inside.append(entry)
+            bar.update()
+    for entry in sorted(inside, key=lambda entry: os.path.normcase(entry.name)):
+        if is_hidden(entry): continue
+        path = folder / entry.name
+        is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
+        if is_folder: found += files_under(path, bar)
         else: found.append(path)
     return found
 
-# %% ../nbs/00_pictures.ipynb #pictures-093
+# %% ../nbs/00_pictures.ipynb #b3e78241
 def class_folders(folder):
     "The files of each class, {name: files}: the sub-folders are the classes."
-    classes = {sub.name: files_under(sub) for sub in sorted(folder.iterdir())
-               if sub.is_dir() and not is_hidden(sub)}
+    with looking() as bar:
+        classes = {sub.name: files_under(sub, bar) for sub in sorted(folder.iterdir())
+                   if sub.is_dir() and not is_hidden(sub)}
     if not classes:
         raise ValueError(f'{folder}: no folders in here; image_folders wants one folder for each'
                          ' class. If the names of the files tell the class, use image_files')
@@ -505,7 +657,7 @@ def split_folders(root):
                          f' or give {train} to choose validation pictures at random')
     return [(root, None)]
 
-# %% ../nbs/00_pictures.ipynb #326c52cb
+# %% ../nbs/00_pictures.ipynb #0609a607
 def image_folders(path,                       # a folder with a folder of pictures for each class
                   *, size: int | None = None, # pixels on a side; None: 64, or what a network wants
                   batch_size: int = 32,       # pictures in a batch, at most
@@ -515,6 +667,7 @@ def image_folders(path,                       # a folder with a folder of pictur
                   min_scale: float = 1.0,     # below 1: random crops keep at least this part
                   mean=None, std=None,        # three numbers each; None: what the network wants
                   on_error: str = 'raise',    # 'skip' leaves unreadable files out, with a warning
+                  memory: float = 1.0,        # GB of pictures to keep in memory; more go to disk
                  ) -> ImageLoaders:
     """Load pictures that lie in one folder per class; the folders' names are the classes.
 
@@ -530,7 +683,7 @@ def image_folders(path,                       # a folder with a folder of pictur
             is_valid += [held_out] * len(found)
     return read_files(files, labels, None if None in is_valid else is_valid, root, size=size,
                       batch_size=batch_size, valid_pct=valid_pct, seed=seed, flip=flip,
-                      min_scale=min_scale, mean=mean, std=std, on_error=on_error)
+                      min_scale=min_scale, mean=mean, std=std, on_error=on_error, memory=memory)
 
 # %% ../nbs/00_pictures.ipynb #pictures-101
 def label_function(label):
@@ -563,23 +716,24 @@ def label_all(files, label):
                          f'{few(missing)}. Correct it, or give image_files only the other paths')
     return [str(name) for name in labels]
 
-# %% ../nbs/00_pictures.ipynb #cf284763
+# %% ../nbs/00_pictures.ipynb #a47c6138
 def image_files(paths,                      # paths, or a folder (with all folders in it)
                 label: Callable | str,      # function of a `Path`, or a regular expression
                 *, size: int | None = None, # this and all that follow: as in `image_folders`
                 batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42, flip: bool = True,
                 min_scale: float = 1.0, mean=None, std=None, on_error: str = 'raise',
+                memory: float = 1.0,
                ) -> ImageLoaders:
     """Load pictures whose class a function tells, or the file's name.
 
     A regular expression is searched in the name, and its one group is the class."""
     if isinstance(paths, (str, os.PathLike)):
         where = existing_folder(paths)
-        files = files_under(where)
+        with looking() as bar: files = files_under(where, bar)
     else: where, files = 'the paths given', sorted({Path(p) for p in paths})
     return read_files(files, label_all(files, label), None, where, size=size, batch_size=batch_size,
                       valid_pct=valid_pct, seed=seed, flip=flip, min_scale=min_scale, mean=mean,
-                      std=std, on_error=on_error)
+                      std=std, on_error=on_error, memory=memory)
 
 # %% ../nbs/00_pictures.ipynb #pictures-113
 PETS_URL = 'https://www.robots.ox.ac.uk/~vgg/data/pets/'
@@ -597,7 +751,7 @@ def pets_lists(root, download):
     lists = [(folder / 'annotations' / f'{part}.txt').read_text() for part in ('trainval', 'test')]
     return [[line.split()[0] for line in text.splitlines() if line.strip()] for text in lists]
 
-# %% ../nbs/00_pictures.ipynb #8b548538
+# %% ../nbs/00_pictures.ipynb #f83533da
 def oxford_pets(path,                       # where torchvision keeps it, in folder oxford-iiit-pet
                 *, download: bool = False,  # fetch it (800 MB) if it is not there
                 cats_vs_dogs: bool = False, # two classes instead of 37 breeds?
@@ -605,6 +759,7 @@ def oxford_pets(path,                       # where torchvision keeps it, in fol
                 size: int | None = None,    # this and all that follow: as in `image_folders`
                 batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42, flip: bool = True,
                 min_scale: float = 1.0, mean=None, std=None, on_error: str = 'raise',
+                memory: float = 1.0,
                ) -> ImageLoaders:
     "Load the photos of Oxford-IIIT Pet (Parkhi et al., Cats and Dogs, CVPR 2012)."
     check(split in ('random', 'official'), 'split', split, "'random' or 'official'")
@@ -621,4 +776,4 @@ def oxford_pets(path,                       # where torchvision keeps it, in fol
     if cats_vs_dogs: labels = ['cat' if name[0].isupper() else 'dog' for name in names]
     return read_files(files, labels, is_valid if split == 'official' else None, root, size=size,
                       batch_size=batch_size, valid_pct=valid_pct, seed=seed, flip=flip,
-                      min_scale=min_scale, mean=mean, std=std, on_error=on_error)
+                      min_scale=min_scale, mean=mean, std=std, on_error=on_error, memory=memory)

@@ -1,8 +1,17 @@
 "Pictures on disk or drawn become batches, and bad input an error that says what to do."
+import contextlib
+import copy
+import gc
+import multiprocessing
+import os
+import pickle
 import random
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -579,7 +588,12 @@ def test_split_is_seeded_and_independent(pets):
 
 def test_split_ignores_the_order_of_the_disk(pets, monkeypatch):
     wanted, iterdir = image_folders(pets).valid.files, Path.iterdir
+    scandir = os.scandir
+    @contextlib.contextmanager
+    def backwards(folder):
+        with scandir(folder) as entries: yield sorted(entries, key=lambda e: e.name, reverse=True)
     monkeypatch.setattr(Path, 'iterdir', lambda self: reversed(sorted(iterdir(self))))
+    monkeypatch.setattr(os, 'scandir', backwards)
     assert image_folders(pets).valid.files == wanted
     paths = list(pets.rglob('*.png'))
     random.Random(0).shuffle(paths)
@@ -665,6 +679,25 @@ def test_linked_folder_and_home(pets, tmp_path, monkeypatch):
     assert len(image_folders(str(pets)).files) == 37
 
 
+def test_links_that_lead_nowhere_are_unreadable_files(pets):
+    (pets / 'cat' / 'gone.jpg').symlink_to(pets / 'nothing.jpg')
+    (pets / 'cat' / 'itself.jpg').symlink_to(pets / 'cat' / 'itself.jpg')
+    says(image_folders, pets, match=['2 of 39', 'gone.jpg', 'itself.jpg'])
+
+
+def test_progress_while_looking_for_files(pets, monkeypatch):
+    seen = []
+    class Bar(P.tqdm):
+        def update(self, n=1):
+            if 'looking' in self.desc: seen.append((n, self.delay))
+            return super().update(n)
+    monkeypatch.setattr(P, 'tqdm', Bar)
+    image_folders(pets)
+    assert len(seen) == 37 and set(seen) == {(1, 2)}
+    image_files(pets, '(.+)_')
+    assert len(seen) == 2 * 37 + 3  # the three folders, too
+
+
 def test_fewer_pictures_than_a_batch(tmp_path):
     dls = image_folders(make_folder(tmp_path, dict(a=2, b=3)), batch_size=64)
     assert len(dls.train) == len(dls.valid) == 1
@@ -704,7 +737,8 @@ OPTIONS = [dict(size=0), dict(size=-5), dict(size=64.5), dict(size='64'), dict(b
            dict(batch_size=None), dict(batch_size=True), dict(valid_pct=0), dict(valid_pct=1),
            dict(valid_pct=20), dict(valid_pct='a'), dict(min_scale=0), dict(min_scale=2),
            dict(min_scale=None), dict(on_error='ignore'), dict(on_error=None), dict(mean=.5),
-           dict(mean=(1, 2)), dict(std=(1, 2, 0)), dict(std='abc')]
+           dict(mean=(1, 2)), dict(std=(1, 2, 0)), dict(std='abc'), dict(memory=-1),
+           dict(memory=None), dict(memory='1 GB'), dict(memory=float('nan'))]
 
 
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
@@ -833,6 +867,224 @@ def test_oxford_incomplete(oxford):
     says(oxford_pets, oxford, error=FileNotFoundError, match=['3 of 18', 'Bengal_0.jpg', 'Delete'])
     with pytest.warns(UserWarning, match='3 of 18'): dls = oxford_pets(oxford, on_error='skip')
     assert len(dls.skipped) == 3 and len(dls.files) == 15
+
+
+# ---- more pictures than memory ----
+
+def two_epochs(dls, seed=5):
+    "All batches of two epochs, and the state of chance afterwards."
+    torch.manual_seed(seed)
+    batches = [b for _ in range(2) for part in (dls.train, dls.valid) for b in part]
+    return [t for b in batches for t in b] + [torch.get_rng_state()]
+
+
+def assert_same_batches(one, two):
+    for a, b in zip(two_epochs(one), two_epochs(two), strict=True): assert torch.equal(a, b)
+
+
+def on_disk(dls): return {isinstance(p.pictures, P.PicturesOnDisk) for p in (dls.train, dls.valid)}
+
+
+def test_same_batches_from_memory_and_from_disk(pets, oxford):
+    for function, args in ((image_folders, [pets]), (image_files, [pets, '(.+)_']), (oxford_pets, [oxford])):
+        options = dict(batch_size=8, min_scale=.5)
+        eager, lazy = function(*args, **options), function(*args, **options, memory=1e-6)
+        assert on_disk(eager) == {False} and on_disk(lazy) == {True}
+        assert lazy.files == eager.files and lazy.classes == eager.classes and repr(lazy) == repr(eager)
+        assert_same_batches(lazy, eager)
+
+
+def test_memory_is_the_limit(pets):
+    needed = 37 * 3 * 64 * 64 / 1e9
+    assert on_disk(image_folders(pets, memory=needed)) == {False}
+    assert on_disk(image_folders(pets, memory=.999 * needed)) == {True}
+    both = needed + 37 * 3 * 96 * 96 / 1e9  # pictures of another size are kept beside the first
+    enough, short = (image_folders(pets, memory=m * both) for m in (1.001, .999))
+    assert on_disk(enough.prepared(size=96)) == {False} and on_disk(short.prepared(size=96)) == {True}
+    assert on_disk(enough.prepared(size=96).prepared(size=128)) == {True}
+    assert_same_batches(enough.prepared(size=96), short.prepared(size=96))
+
+
+def test_nothing_is_decoded_before_it_is_needed(pets, monkeypatch):
+    seen, load = [], P.load_picture
+    monkeypatch.setattr(P, 'load_picture', lambda path, size: (seen.append((path, size)), load(path, size))[1])
+    dls = image_folders(pets, memory=0, batch_size=4)
+    big = dls.prepared(size=96)
+    assert big.size == 96 and dls.size == 64 and not seen
+    assert big.train.pictures is dls.prepared(size=96).train.pictures
+    next(iter(big.train))
+    assert len(seen) == 4 and {size for _, size in seen} == {96}
+    two_epochs(big)
+    assert sorted(seen) == sorted((path, 96) for path in dls.files)  # each just once
+
+
+def test_pictures_on_disk_answer_like_a_tensor(pets):
+    files = image_folders(pets).files
+    tensor, lazy = P.read(files, 16)[0], P.PicturesOnDisk(files, 16)
+    assert lazy.shape == tensor.shape and len(lazy) == 37
+    for key in (3, -1, np.int64(2), torch.tensor(4), slice(5, 20, 3), slice(None), [7, 0, 7], [],
+                torch.tensor([9, 2]), np.array([1, 5]), torch.arange(37) % 5 == 0):
+        assert torch.equal(lazy[key], tensor[key]) and lazy[key].dtype == torch.uint8
+    index = torch.tensor([36, 0, 36, 12])
+    assert torch.equal(lazy.index_select(0, index), tensor.index_select(0, index))
+    assert all(map(torch.equal, lazy, tensor))
+    for key in (37, -38, [40]):
+        with pytest.raises(IndexError): lazy[key]
+    lazy[0].zero_()
+    assert torch.equal(lazy[0], tensor[0])  # what was given away is a copy
+    for again in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
+        assert torch.equal(again[:], tensor) and again.store is not lazy.store
+
+
+@pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')
+def test_a_forked_process_reads_right_pictures(pets):
+    if 'fork' not in multiprocessing.get_all_start_methods(): pytest.skip('no fork')
+    files = image_folders(pets).files
+    tensor, lazy = P.read(files, 16)[0], P.PicturesOnDisk(files, 16)
+    lazy[:20]
+    def child(): os._exit(not torch.equal(lazy[:], tensor))
+    process = multiprocessing.get_context('fork').Process(target=child)
+    process.start()
+    mine = lazy[:]
+    process.join(60)
+    assert process.exitcode == 0 and torch.equal(mine, tensor)
+
+
+def test_divide():
+    torch.manual_seed(0)
+    for n in (1, 2, 5, 40):
+        pictures = torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8)
+        for _ in range(20):
+            kept = torch.randperm(n)[:torch.randint(1, n + 1, ())]
+            cut = int(torch.randint(len(kept) + 1, ()))
+            whole = pictures.clone()
+            for part, at in zip(P.divide(whole, kept[:cut], kept[cut:]), (kept[:cut], kept[cut:])):
+                assert torch.equal(part, pictures[at])
+                assert part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def test_unreadable_on_the_way(pets):
+    good = image_folders(pets)
+    data = good.train.files[0].read_bytes(), good.valid.files[0].read_bytes()
+    for path in (good.train.files[0], good.valid.files[0]): path.write_bytes(b'no')
+    dls = image_folders(pets, memory=0, batch_size=8)  # says nothing yet
+    for part in (dls.train, dls.valid):
+        for _ in range(2):  # again and again, until it is repaired
+            says(list, part, match=[str(part.files[0]), 'not a picture', "on_error='skip'", 'Repair'])
+    for part, content in zip((dls.train, dls.valid), data): part.files[0].write_bytes(content)
+    assert_same_batches(dls, image_folders(pets, batch_size=8))
+    dls.valid.files[0].unlink()
+    big = dls.prepared(size=96)
+    says(list, big.valid, match=[str(dls.valid.files[0]), 'no such file'])
+
+
+def test_training_stops_at_an_unreadable_file_and_goes_on_when_it_is_repaired(pets, make_learner):
+    path = image_folders(pets).train.files[3]
+    content = path.read_bytes()
+    path.write_bytes(b'no')
+    learn = make_learner(image_folders(pets, memory=0, batch_size=8, size=32))
+    modes = [m.training for m in learn.model.modules()]
+    learns = [p.requires_grad for p in learn.model.parameters()]
+    says(learn.fit_one_cycle, 1, match=path.name)
+    assert [m.training for m in learn.model.modules()] == modes
+    assert [p.requires_grad for p in learn.model.parameters()] == learns
+    path.write_bytes(content)
+    learn.fit_one_cycle(1)
+    assert len(learn.recorder.history) >= 1
+    losses = []
+    for memory in (0, 1):  # from scratch: the same training from disk and from memory
+        learn = make_learner(image_folders(pets, memory=memory, batch_size=8, size=32))
+        learn.fine_tune(1)
+        losses.append(learn.recorder.losses)
+    assert losses[0] == losses[1]
+
+
+def test_skipping_is_the_same_from_disk(pets):
+    bad = break_files(pets / 'cat')
+    with pytest.warns(UserWarning): eager = image_folders(pets, on_error='skip', batch_size=8)
+    with pytest.warns(UserWarning, match=f'{len(bad)} of {37 + len(bad)} files') as said:
+        lazy = image_folders(pets, on_error='skip', batch_size=8, memory=0)
+    assert len(said) == 1 and said[0].filename == __file__ and on_disk(lazy) == {True}
+    assert lazy.skipped == eager.skipped and lazy.files == eager.files
+    assert_same_batches(lazy, eager)
+
+
+def test_show_batch_from_disk(pets):
+    dls = image_folders(pets, memory=0)
+    assert len(dls.show_batch(5).texts) == 5
+
+
+def test_temporary_file_goes_with_its_last_user(pets, tmp_path, monkeypatch):
+    folder = tmp_path / 'temporary'
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+    def walk():
+        dls = image_folders(pets, memory=0)
+        list(dls.train)
+        files.append(dls.train.pictures.store.file)
+        assert dls.valid.pictures.store.file is files[-1] and not files[-1].closed
+        return dls.valid
+    files = []
+    used = walk()
+    gc.collect()
+    assert not files[0].closed and len(list(used))  # validation pictures are in the same file
+    used = None
+    gc.collect()
+    assert files[0].closed
+    def fail():
+        kept = walk()
+        raise KeyError(len(kept))
+    with pytest.raises(KeyError): fail()
+    gc.collect()
+    assert files[1].closed and not list(folder.iterdir())
+
+
+def test_full_disk(pets, monkeypatch):
+    lazy = image_folders(pets, memory=0).train.pictures
+    full = type('Full', (), dict(seek=lambda *a: 0, write=lambda self, data: 5, close=lambda self: None))
+    with monkeypatch.context() as patch:
+        patch.setattr(lazy.store, 'file', full())
+        says(lambda: lazy[:4], error=OSError, match=['no space', tempfile.gettempdir()])
+    assert torch.equal(lazy[:4], P.read(lazy.files[:4], 64)[0])  # nothing half done
+    usage = shutil.disk_usage(tempfile.gettempdir())._replace(free=10**5)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
+    says(image_folders, pets, memory=0, match=['37 pictures', 'TMPDIR', tempfile.gettempdir()])
+    assert image_folders(pets).size == 64  # needs no disk
+
+
+PEAK = '''
+import sys
+import torch
+from finetune_teach.pictures import image_folders
+torch.set_num_threads(1)
+def peak():  # not getrusage: it counts what the parent process had
+    line, = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]
+    return int(line.split()[1]) * 1024 / 1e6
+def epoch(memory):
+    dls = image_folders(sys.argv[1], memory=memory, size=128, batch_size=8)
+    for part in (dls.train, dls.valid):
+        for x, y in part: pass
+start = peak()
+epoch(.01)
+from_disk = peak()
+epoch(1)
+print(start, from_disk, peak())
+'''
+
+
+def test_peak_memory_stays_within_the_budget(tmp_path):
+    "1,200 pictures, 59 MB: from disk with a budget of 10 MB, then all in memory."
+    if not Path('/proc/self/status').exists(): pytest.skip('peak memory cannot be asked here')
+    scene((60, 40)).save(tmp_path / 'one.jpg')
+    content = (tmp_path / 'one.jpg').read_bytes()
+    for name in 'abcd':
+        (tmp_path / 'set' / name).mkdir(parents=True)
+        for i in range(300): (tmp_path / 'set' / name / f'{i}.jpg').write_bytes(content)
+    done = subprocess.run([sys.executable, '-c', PEAK, tmp_path / 'set'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    start, from_disk, in_memory = map(float, done.stdout.split())
+    assert from_disk - start < 10 + 30  # the budget, and what a batch and the libraries need
+    assert 59 < in_memory - start < 59 + 30  # the bound can fail; and nothing is held twice
 
 
 # ---- real photos ----
