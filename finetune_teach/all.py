@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #d228bba6
+# %% ../nbs/index.ipynb #60bd916e
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from .drawing import *
 from .pictures import *
 from .widgets import *
+from .processes import *
 from .pretrained_body import *
 from .random_head import *
 from .freezing import *

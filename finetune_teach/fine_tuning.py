@@ -7,7 +7,7 @@ __all__ = ['cnn_learner', 'PRECISIONS', 'default_device', 'Prediction', 'Learner
            'set_precision', 'summary', 'count_parameters', 'save_learner', 'SavedModel', 'read_saved', 'load_into',
            'optimizer_state', 'load_learner']
 
-# %% ../nbs/06_fine_tuning.ipynb #3937770e
+# %% ../nbs/06_fine_tuning.ipynb #a0d8a40a
 import contextlib
 import json
 import os
@@ -32,11 +32,14 @@ from .one_cycle import (
 from .pictures import load_picture, new_axes
 from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
+from .processes import by_first_process, own_device, world
 from .random_head import check_head, create_head, modes_kept, seeded
 
-# %% ../nbs/06_fine_tuning.ipynb #b7441593
+# %% ../nbs/06_fine_tuning.ipynb #54b1140e
 def default_device() -> str:
     "'cuda' or 'mps' where there is one, else 'cpu'."
+    if world().size > 1:
+        return own_device()
     if torch.cuda.is_available():
         return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -371,13 +374,14 @@ def count_parameters(module: nn.Module) -> tuple[int, int]: # in all, and those 
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
-# %% ../nbs/06_fine_tuning.ipynb #7a241d54
+# %% ../nbs/06_fine_tuning.ipynb #256654c1
 _FORMAT = 'finetune_teach 1' # of the files that `save` writes
 
 def _file(name: str | os.PathLike) -> Path:
     path = Path(name)
     return path if path.suffix == '.safetensors' else path.with_name(path.name + '.safetensors')
 
+@by_first_process
 def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
     "Write weights, optimiser, frozen state and description to `name`.safetensors."
     path = _file(name)

@@ -6,7 +6,7 @@
 __all__ = ['suggest_valley', 'suggest_steep', 'suggest_minimum', 'LRFinder', 'plot_lr_find', 'lr_find', 'Preview', 'Trials',
            'plot_previews', 'plot_choice', 'LRPicker', 'pick_lr']
 
-# %% ../nbs/05_lr_finder.ipynb #2b10d154
+# %% ../nbs/05_lr_finder.ipynb #1f828d0a
 import asyncio
 import copy
 import html
@@ -27,6 +27,7 @@ from .one_cycle import (
     Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
     metric_names, one_cycle, rate_axis, set_rates, set_weight_decay, smooth, spread_lrs)
 from .pictures import COLOURS, new_axes
+from .processes import share_work
 from .random_head import (
     keep_random_state, modes_kept, random_state, seeded, set_random_state)
 from .widgets import Live, Picture, log_slider, slider, two_digits
@@ -144,7 +145,7 @@ def plot_lr_find(finder: LRFinder, ax=None):
     ax.legend(fontsize=8, loc='lower left')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #f0ffe889
+# %% ../nbs/05_lr_finder.ipynb #1a5d415b
 def lr_find(model: nn.Module,          # it is not changed
             dls,                       # `ImageLoaders`, or anything with `.train` and `.valid`
             start_lr: float = 1e-7,    # first rate, for all layer groups
@@ -162,7 +163,7 @@ def lr_find(model: nn.Module,          # it is not changed
         raise ValueError('the training loader has no batches: '
                          'there is nothing to try the rates on.')
     num_it = max(num_it, 6)
-    part, loaders = reuse_frozen(model, dls)
+    part, loaders = reuse_frozen(share_work(model), dls)
     trial = copy.deepcopy(part).train()
     optimizer = create_optimizer(trial, wd)
     lrs, losses = [], []

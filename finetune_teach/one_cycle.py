@@ -9,7 +9,7 @@ __all__ = ['NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constant', 'plot_s
            'mark_phases', 'plot_loss', 'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'fit_steps', 'fit',
            'fine_tune_schedule', 'plot_fine_tune_schedule', 'explore_one_cycle']
 
-# %% ../nbs/04_one_cycle.ipynb #6af82e34
+# %% ../nbs/04_one_cycle.ipynb #d7407c2f
 import inspect
 import math
 import sys
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .freezing import NORMS, layer_groups, reuse_frozen
 from .pictures import COLOURS, new_axes
 from .pretrained_body import get_features
+from .processes import share_work, world
 from .random_head import seeded
 from .widgets import Explorer, log_slider, slider, two_digits
 
@@ -443,7 +444,7 @@ def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
         raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} '
                          'layer groups: one for all, or one for each.')
 
-# %% ../nbs/04_one_cycle.ipynb #064674cc
+# %% ../nbs/04_one_cycle.ipynb #6c995c9c
 def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_entropy,
               metrics=(error_rate,), recorder=None, seed=None, show=True,
               callbacks=()) -> Iterator[Recorder]:
@@ -456,8 +457,9 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     names = metric_names(metrics)
     schedule = Schedule(*schedule)
     _check_plan(epochs, schedule, dls, len(recorder.group_names))
-    table = ResultsTable(['epoch', 'train_loss', 'valid_loss', *names, 'time'], show)
-    part, loaders = reuse_frozen(model, dls) # a frozen body's outputs are computed once
+    table = ResultsTable(['epoch', 'train_loss', 'valid_loss', *names, 'time'],
+                         show and world().rank == 0)
+    part, loaders = reuse_frozen(share_work(model), dls) # a frozen body's outputs are computed once
     steps = iter(zip(*schedule))
     for epoch in range(epochs):
         start, position, total, seen = time.perf_counter(), recorder.position, 0.0, 0
