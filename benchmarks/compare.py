@@ -1,0 +1,446 @@
+"""finetune_teach beside fastai and a bare PyTorch loop: time and memory, measured in turn.
+
+    python benchmarks/compare.py --fastai PYTHON_OF_THE_OTHER_ENVIRONMENT
+
+The three sides are processes (`worker.py`) that wait while another one works. For each thing that is
+measured they take turns, round by round, in changing order. Results go to results.md, .json and .png."""
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+OURS, FASTAI, BARE = 'finetune_teach', 'fastai', 'bare loop'
+BATCH_SIZE = 32
+
+# What is measured: a method of `worker.py`'s sides, and its options.
+THINGS = {
+    'opening': [('first_batch', {}), ('first_epoch', {})],
+    'frozen': [('frozen_epochs', {})],
+    'train_bn': [('frozen_epochs', {'train_bn': False})],
+    'unfrozen': [('unfrozen_epoch', {})],
+    'validation': [('validation', {})],
+    'lr_find': [('lr_find', {'frozen': True, 'steps': 100}), ('lr_find', {'frozen': False, 'steps': 25})],
+    'fine_tune': [('fine_tune', {})],
+}
+SHORT = ['opening', 'frozen', 'unfrozen', 'validation']
+NETWORKS = {  # pixels, and what is measured unless --only says something else
+    'tiny_resnet': (64, list(THINGS)),
+    'resnet18': (128, list(THINGS)),
+    'mobilenet_v3_small': (128, SHORT),
+    'convnext_tiny': (96, SHORT),
+}
+WITHOUT_BARE = 'opening', 'train_bn', 'lr_find'  # things that a bare loop has not
+GOALS = {  # (part, row): the highest ratio that finetune_teach may have to another side
+    ('import', 'import'): {BARE: 1.15},
+    ('resnet18', 'first frozen epoch'): {FASTAI: 0.35},
+    ('resnet18', 'second frozen epoch'): {FASTAI: 0.25},
+    ('resnet18', 'unfrozen epoch'): {FASTAI: 0.80, BARE: 1.05},
+    ('resnet18', 'lr_find frozen, 100 steps'): {FASTAI: 0.05},
+    ('resnet18', 'lr_find unfrozen, 25 steps'): {FASTAI: 0.9},
+    ('resnet18', 'peak memory of fine_tune(4)'): {FASTAI: 1.0},
+}
+IMPORTS = {OURS: 'finetune_teach.all', FASTAI: 'fastai.vision.all', BARE: 'torch, torchvision'}
+
+
+class WorkerFailed(Exception):
+    "A worker answered with an error, ended, or did not answer in time."
+
+
+class Worker:
+    "A process of `worker.py`, or of another command that speaks as it does."
+    def __init__(self, command, threads=2, timeout=1800):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self.timeout, self.answers, self.errors = timeout, queue.Queue(), tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': str(threads)})
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put(None)  # it has ended
+
+    def ask(self, do, **options):
+        "Have something done; the answer as a dictionary."
+        if self.process.poll() is not None:
+            raise WorkerFailed('it has ended before')
+        try:
+            print(json.dumps({'do': do, 'options': options}), file=self.process.stdin, flush=True)
+            answer = self.answers.get(timeout=self.timeout)
+        except OSError:
+            answer = None
+        except queue.Empty:
+            self.close()
+            raise WorkerFailed(f'no answer to {do} within {self.timeout} seconds') from None
+        if answer is None:
+            self.close()
+            self.errors.seek(0)
+            last = self.errors.read().decode(errors='replace').strip()[-500:]
+            raise WorkerFailed(f'it ended during {do}: {last}')
+        answer = json.loads(answer)
+        if 'error' in answer:
+            raise WorkerFailed(answer['error'].strip())
+        return answer
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Comparison:
+    "Has things done by all sides in turn, and keeps the numbers."
+    def __init__(self, pythons, rounds, threads, timeout=1800):
+        self.pythons, self.rounds = pythons, rounds  # {side: its python}
+        self.threads, self.timeout = threads, timeout
+        self.numbers, self.failures, self.versions = {}, [], {}
+
+    def start(self, side, **options):
+        worker = Worker([self.pythons[side], str(HERE / 'worker.py'), side, str(self.threads)],
+                        self.threads, self.timeout)
+        try:
+            self.versions[side] = worker.ask('start', **options)
+        except WorkerFailed:
+            worker.close()
+            raise
+        return worker
+
+    def in_turn(self, part, sides, measure, rounds=None, warm_up=0):
+        "Call `measure(side)`, which gives {row: number}, round by round; the first may not count."
+        sides = list(sides)
+        for i in range(-warm_up, rounds or self.rounds):
+            first = i % len(sides) if sides else 0
+            for side in sides[first:] + sides[:first]:
+                try:
+                    rows = measure(side)
+                except WorkerFailed as failure:
+                    self.fail(part, side, failure)
+                    sides.remove(side)
+                    continue
+                for row, number in rows.items() if i >= 0 else ():
+                    self.numbers.setdefault((part, row), {}).setdefault(side, []).append(number)
+                    print(f'{part}: {row}: {side} {number:.3f}', flush=True)
+                time.sleep(0.2)  # threads that wait for more work have given up by then
+
+    def fail(self, part, side, failure):
+        lines = str(failure).splitlines()
+        self.failures.append(f'{part}, {side}: {lines[-1]}')
+        print(f'FAILED: {part}, {side}: {failure}', flush=True)
+
+    def once(self, side, do, start, **options):
+        "Have one thing done by a new process."
+        worker = self.start(side, **start)
+        try:
+            return worker.ask(do, **options)
+        finally:
+            worker.close()
+
+    def imports(self):
+        "Seconds for the import alone, each time in a new process."
+        def measure(side):
+            code = (f'import time; start = time.perf_counter(); import {IMPORTS[side]}; '
+                    'print(time.perf_counter() - start)')
+            done = subprocess.run([self.pythons[side], '-c', code], capture_output=True, text=True,
+                                  env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=self.timeout)
+            if done.returncode:
+                raise WorkerFailed(done.stderr.strip() or f'import {IMPORTS[side]} failed')
+            return {'import': float(done.stdout)}
+        self.in_turn('import', self.pythons, measure, warm_up=1)
+
+    def network(self, arch, start, things):
+        "All `things` of one network; those of `fine_tune` in a new process each time."
+        workers = {}
+        for side in self.pythons:
+            try:
+                workers[side] = self.start(side, **start)
+                workers[side].ask('prepare')
+            except WorkerFailed as failure:
+                self.fail(arch, side, failure)
+                workers.pop(side, None)
+        for thing in things:
+            sides = [side for side in workers if not (side == BARE and thing in WITHOUT_BARE)]
+            for do, options in THINGS[thing]:
+                def measure(side):
+                    if thing == 'fine_tune':
+                        return self.once(side, do, start)
+                    return workers[side].ask(do, **{} if side == OURS and thing == 'train_bn' else options)
+                warm_up = thing in SHORT  # the others run the same code, or are new processes
+                self.in_turn(arch, sides, measure, warm_up=int(warm_up))
+        for worker in workers.values():
+            worker.close()
+
+    def growth(self, part, row, start, unfrozen):
+        "One run of each side, each in a new process; `row` says on which pictures."
+        def measure(side):
+            rows = self.once(side, 'growth', start, unfrozen=unfrozen)
+            return {f'{row}: {name}': number for name, number in rows.items()}
+        self.in_turn(part, [side for side in self.pythons if side != BARE], measure, rounds=1)
+
+    def quicker_workers(self, start):
+        "Which `num_workers` is quicker for fastai on this network."
+        if FASTAI not in self.pythons:
+            return 0
+        try:
+            seconds = self.once(FASTAI, 'quicker_workers', start)
+        except WorkerFailed:  # it will fail again, and be reported, when it is measured
+            return 0
+        print('fastai, a frozen epoch by num_workers:', seconds, flush=True)
+        return int(min(seconds, key=seconds.get))
+
+
+def drawn_photos(folder, n, size):
+    "Draw `n` pets or a few more, save them as JPEG, and list them as (class, file), classes mixed."
+    from PIL import Image
+    from finetune_teach.drawing import BREEDS, draw_pets
+    folder.mkdir()
+    each = -(-n // len(BREEDS))
+    pictures, labels = draw_pets(each, seed=0, size=size)
+    found = []
+    for i in sorted(range(len(labels)), key=lambda i: (i % each, i)):
+        found.append((f'breed_{labels[i]:02}', folder / f'{i:05}.jpg'))
+        Image.fromarray(pictures[i]).save(found[-1][1], quality=90)
+    return found
+
+
+def own_photos(folder):
+    "The photos of a folder with a folder for each class (or train and valid) as (class, file), mixed."
+    root = folder / 'train' if (folder / 'train').is_dir() else folder
+    kinds = {'.jpg', '.jpeg', '.png', '.bmp', '.webp'}
+    classes = [[(sub.name, file) for file in sorted(sub.rglob('*')) if file.suffix.lower() in kinds]
+               for sub in sorted(root.iterdir()) if sub.is_dir()]
+    rows = itertools.zip_longest(*classes)
+    return [photo for row in rows for photo in row if photo]
+
+
+def arrange(photos, folder, n_train, n_valid):
+    "Link photos, given as (class, file), into folder/train/class and folder/valid/class."
+    n_train -= n_train % BATCH_SIZE  # fastai leaves out a last batch that is not full
+    if n_train < BATCH_SIZE or len(photos) < n_train + n_valid:
+        raise SystemExit(f'{len(photos)} photos: {n_train} to train, in full batches of {BATCH_SIZE}, '
+                         f'and {n_valid} to validate are wanted; see --pictures')
+    for i, (name, file) in enumerate(photos[:n_train + n_valid]):
+        place = folder / ('train' if i < n_train else 'valid') / name
+        place.mkdir(parents=True, exist_ok=True)
+        target = place / f'{i:06}{file.suffix.lower()}'
+        try:
+            os.link(file, target)
+        except OSError:  # on another disk
+            shutil.copy(file, target)
+    return folder
+
+
+def many_photos(photos, folder, n, n_classes):
+    "A folder of `n` pictures in `n_classes` classes, made of fewer photos by repetition."
+    repeated = [(f'class_{i % n_classes:04}', photos[i % len(photos)][1]) for i in range(n)]
+    n_train = n * 4 // 5 // BATCH_SIZE * BATCH_SIZE
+    return str(arrange(repeated, folder, n_train, n - n_train))
+
+
+def machine():
+    "The machine and the system, without names."
+    cpu = platform.processor() or platform.machine()
+    memory = ''
+    if sys.platform == 'linux':
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), cpu)
+        pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        memory = f', {pages / 2**30:.0f} GB memory'
+    return f'{os.cpu_count()} cores ({cpu}){memory}, {platform.system()}'
+
+
+def spread(values):
+    return {'median': statistics.median(values), 'low': min(values), 'high': max(values)}
+
+
+def make_rows(numbers):
+    "The rows of the table: numbers of each side, and ratios to the others, pair by pair of a round."
+    rows = []
+    for (part, row), sides in numbers.items():
+        ratios = {}
+        for other in (FASTAI, BARE):
+            ours, theirs = sides.get(OURS, []), sides.get(other, [])
+            if ours and len(ours) == len(theirs):
+                ratios[other] = spread([a / b for a, b in zip(ours, theirs)])
+        rows.append({'part': part, 'row': row, 'unit': 'MB' if 'memory' in row else 's',
+                     'numbers': sides, 'ratios': ratios, 'goals': GOALS.get((part, row), {})})
+    return rows
+
+
+def number_text(values, unit):
+    if not values:
+        return ''
+    digits = 0 if unit == 'MB' else 2 if max(values) >= 1 else 3
+    text = f'{statistics.median(values):.{digits}f}'
+    if len(values) > 1:
+        text += f' ({min(values):.{digits}f} to {max(values):.{digits}f})'
+    return f'{text} {unit}'
+
+
+def ratio_text(row, other):
+    ratio, goal = row['ratios'].get(other), row['goals'].get(other)
+    if not ratio:
+        return ''
+    text = f"**{ratio['median']:.2f}** ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    if goal:
+        text += f", goal {goal:g}{'' if ratio['median'] <= goal else ': missed'}"
+    return text
+
+
+def table(results):
+    "results.md: one table for each part."
+    about = results['about']
+    lines = ['# Results', '', f"{about['date']}; {about['machine']}; {about['threads']} threads; "
+             f"{about['rounds']} rounds; {about['photos']}; batches of {BATCH_SIZE}; fp32 on the CPU.", '',
+             f"`{about['command']}`, {about['minutes']:.0f} minutes. Numbers are medians, with the lowest and highest; "
+             'ratios are finetune_teach to the other, round by round, then their median, lowest and '
+             'highest: below 1 finetune_teach is quicker, or needs less.', '']
+    for side, found in results['versions'].items():
+        lines.append(f'- {side}: ' + ', '.join(f'{name} {v}' for name, v in found.items()))
+    if about['num_workers']:
+        lines.append('- fastai\'s num_workers, the quicker of 0 and its default: ' + ', '.join(
+            f'{arch} {n}' for arch, n in about['num_workers'].items()))
+    for part, rows in itertools.groupby(results['rows'], key=lambda row: row['part']):
+        pixels = f' at {NETWORKS[part][0]} pixels' if part in NETWORKS else ''
+        lines += ['', f'## {part}{pixels}', '',
+                  '| what | finetune_teach | fastai | bare loop | to fastai | to the bare loop |',
+                  '|---|---|---|---|---|---|']
+        for row in rows:
+            cells = [number_text(row['numbers'].get(side, []), row['unit']) for side in (OURS, FASTAI, BARE)]
+            cells += [ratio_text(row, FASTAI), ratio_text(row, BARE)]
+            lines.append(f"| {row['row']} | " + ' | '.join(cells) + ' |')
+    if results['failures']:
+        lines += ['', '## Failed', '', *(f'- {failure}' for failure in results['failures'])]
+    return '\n'.join(lines) + '\n'
+
+
+def plot(results, path):
+    "results.png: a panel of ratios for each part, a line at 1."
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib.figure import Figure
+    from finetune_teach.pictures import COLOURS, new_axes
+    rows = [row for row in results['rows'] if row['ratios'] and row['part'] not in ('pictures', 'classes')]
+    if not rows:
+        return
+    parts = list(dict.fromkeys(row['part'] for row in rows if row['part'] != 'import')) or ['import']
+    names = list(dict.fromkeys(row['row'] for row in rows))
+    figure = Figure(figsize=(3 + 2.3 * len(parts), 1.6 + 0.3 * len(names)), layout='constrained', dpi=90)
+    panels = new_axes(len(parts), figure=figure, sharex=True, sharey=True, squeeze=False)[0]
+    for part, ax in zip(parts, panels):
+        ax.axvline(1, color='black', lw=1)
+        for k, (other, marker) in enumerate({FASTAI: 'o', BARE: 's'}.items()):
+            shown = [(names.index(row['row']), row['ratios'][other]) for row in rows
+                     if row['part'] in (part, 'import') and other in row['ratios']]
+            if shown:
+                y, ratios = [y + 0.12 * (2 * k - 1) for y, _ in shown], [ratio for _, ratio in shown]
+                ax.hlines(y, [r['low'] for r in ratios], [r['high'] for r in ratios], color=COLOURS[k], lw=1.5)
+                ax.plot([r['median'] for r in ratios], y, marker, color=COLOURS[k], label=f'to {other}')
+        ax.set(xscale='log', xlabel='ratio', yticks=range(len(names)), yticklabels=names)
+        ax.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+        ax.set_title(part, fontsize=10)
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncol=2, frameon=False)
+    ratios = [row['ratios'][FASTAI]['median'] for row in rows if FASTAI in row['ratios']]
+    title = 'Left of the line finetune_teach is quicker, or needs less memory'
+    if ratios:
+        title += f'\nagainst fastai in {sum(r < 1 for r in ratios)} of {len(ratios)} rows'
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--fastai', help='python of an environment with fastai 2.8; left out: without it')
+    parser.add_argument('--photos', type=Path, help='folder with a folder of photos per class; default: drawn')
+    parser.add_argument('--pictures', type=int, help='training pictures; half as many validate (192; 96 if quick)')
+    parser.add_argument('--networks', nargs='+', help=f'of {", ".join(NETWORKS)}')
+    parser.add_argument('--only', nargs='+', choices=['import', *THINGS, 'pictures', 'classes'])
+    parser.add_argument('--rounds', type=int, help='rounds that count (5; 2 if quick)')
+    parser.add_argument('--threads', type=int, default=2, help='of PyTorch, on each side')
+    parser.add_argument('--timeout', type=float, default=1800, help='seconds that one measurement may take')
+    parser.add_argument('--out', type=Path, default=HERE, help='folder for the results')
+    parser.add_argument('--quick', action='store_true', help='a test of the command in about two minutes')
+    return parser.parse_args()
+
+
+def main():
+    args, began = options(), time.perf_counter()
+    quick = args.quick
+    rounds = args.rounds or (2 if quick else 5)
+    n_train = args.pictures or (96 if quick else 192)
+    networks = args.networks or (['tiny_resnet', 'resnet18'] if quick else list(NETWORKS))
+    usual = [*SHORT, 'lr_find', 'import'] if quick else ['import', *THINGS, 'pictures', 'classes']
+    things = args.only or usual
+    for name in networks:
+        if name not in NETWORKS:
+            raise SystemExit(f'--networks {name}: the networks are {", ".join(NETWORKS)}')
+    pythons = {OURS: sys.executable, FASTAI: args.fastai, BARE: sys.executable}
+    pythons = {side: python for side, python in pythons.items() if python}
+    run = Comparison(pythons, rounds, args.threads, args.timeout)
+    num_workers = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        temporary = Path(temporary)
+        n_valid = n_train // 2
+        photos = own_photos(args.photos) if args.photos else drawn_photos(temporary / 'drawn', n_train + n_valid, 256)
+        folder = str(arrange(photos, temporary / 'photos', n_train, n_valid))
+        def start_of(arch, folder):
+            start = {'folder': folder, 'arch': arch, 'size': NETWORKS[arch][0], 'batch_size': BATCH_SIZE, 'workers': 0}
+            if arch not in num_workers and FASTAI in pythons:
+                num_workers[arch] = run.quicker_workers(start)
+            return {**start, 'workers': num_workers.get(arch, 0)}
+        if 'import' in things:
+            run.imports()
+        for arch in networks:
+            wanted = [t for t in THINGS if t in things and (args.only or t in NETWORKS[arch][1])]
+            if 'train_bn' in wanted and FASTAI not in pythons:
+                wanted.remove('train_bn')
+            if wanted:
+                run.network(arch, start_of(arch, folder), wanted)
+        counts = (64, 128) if quick else (500, 2000, 20000)
+        classes = (2, 10) if quick else (2, 10, 100, 1000)
+        n_pictures = 128 if quick else 2000
+        grown = ([('pictures', n, n, 10) for n in counts] + [('classes', n, n_pictures, n) for n in classes])
+        grown = [case for case in grown if case[0] in things]
+        small = drawn_photos(temporary / 'small', 480, 64) if grown else []
+        for part, number, n, n_classes in grown:
+            place = temporary / f'{part}_{number}'
+            start = start_of('tiny_resnet', many_photos(small, place, n, n_classes))
+            run.growth(part, f'{number} {part}', start, unfrozen=n <= 2000)
+            shutil.rmtree(place)
+    about = {'date': datetime.date.today().isoformat(), 'machine': machine(), 'threads': args.threads,
+             'rounds': rounds, 'num_workers': num_workers,
+             'photos': f'{n_train} training and {n_valid} validation pictures, '
+                       + ('photos' if args.photos else 'drawn, JPEG of 256 pixels'),
+             'command': command_text(), 'minutes': (time.perf_counter() - began) / 60}
+    results = {'about': about, 'versions': run.versions, 'rows': make_rows(run.numbers), 'failures': run.failures}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    (args.out / 'results.md').write_text(table(results))
+    plot(results, args.out / 'results.png')
+    print(f'\n{table(results)}')
+    return 1 if run.failures or not run.numbers else 0
+
+
+def command_text():
+    "The command without paths of this machine."
+    words = [Path(w).name if os.sep in w else w for w in sys.argv[1:]]
+    return ' '.join(['python benchmarks/compare.py', *words])
+
+
+if __name__ == '__main__':
+    sys.exit(main())
