@@ -37,6 +37,9 @@ THINGS = {
     'fine_tune': [('fine_tune', {})],
 }
 SHORT = ['opening', 'frozen', 'unfrozen', 'validation']
+QUICK = [*SHORT, 'lr_find']
+QUICK_STEPS = 5  # of lr_find
+GROWTH = {'pictures': (500, 2000, 20000), 'classes': (2, 10, 100, 1000)}  # tiny_resnet, one run each
 NETWORKS = {  # pixels, and what is measured unless --only says something else
     'tiny_resnet': (64, list(THINGS)),
     'resnet18': (128, list(THINGS)),
@@ -77,8 +80,6 @@ class Worker:
 
     def ask(self, do, **options):
         "Have something done; the answer as a dictionary."
-        if self.process.poll() is not None:
-            raise WorkerFailed('it has ended before')
         try:
             print(json.dumps({'do': do, 'options': options}), file=self.process.stdin, flush=True)
             answer = self.answers.get(timeout=self.timeout)
@@ -107,7 +108,8 @@ class Comparison:
     def __init__(self, pythons, rounds, threads, timeout=1800):
         self.pythons, self.rounds = pythons, rounds  # {side: its python}
         self.threads, self.timeout = threads, timeout
-        self.numbers, self.failures, self.versions = {}, [], {}
+        self.numbers, self.failures = {}, []  # {(part, row): {side: [number]}}
+        self.versions, self.num_workers = {}, {}
 
     def start(self, side, **options):
         worker = Worker([self.pythons[side], str(HERE / 'worker.py'), side, str(self.threads)],
@@ -161,9 +163,22 @@ class Comparison:
             return {'import': float(done.stdout)}
         self.in_turn('import', self.pythons, measure, warm_up=1)
 
-    def network(self, arch, start, things):
-        "All `things` of one network; those of `fine_tune` in a new process each time."
-        workers = {}
+    def start_options(self, arch, folder):
+        "What a worker has to know; for fastai, the `num_workers` that is quicker with this network."
+        start = {'folder': str(folder), 'arch': arch, 'size': NETWORKS[arch][0],
+                 'batch_size': BATCH_SIZE, 'workers': 0}
+        if arch not in self.num_workers and FASTAI in self.pythons:
+            try:
+                seconds = self.once(FASTAI, 'quicker_workers', start)
+                print(f'fastai, a frozen epoch by num_workers: {seconds}', flush=True)
+                self.num_workers[arch] = int(min(seconds, key=seconds.get))
+            except WorkerFailed as failure:
+                self.fail(f'{arch}, num_workers', FASTAI, failure)
+        return {**start, 'workers': self.num_workers.get(arch, 0)}
+
+    def network(self, arch, folder, things, quick=False):
+        "All `things` of one network; `fine_tune` in a new process each time."
+        start, workers = self.start_options(arch, folder), {}
         for side in self.pythons:
             try:
                 workers[side] = self.start(side, **start)
@@ -174,12 +189,14 @@ class Comparison:
         for thing in things:
             sides = [side for side in workers if not (side == BARE and thing in WITHOUT_BARE)]
             for do, options in THINGS[thing]:
+                if quick and 'steps' in options:
+                    options = {**options, 'steps': QUICK_STEPS}
                 def measure(side):
                     if thing == 'fine_tune':
                         return self.once(side, do, start)
-                    return workers[side].ask(do, **{} if side == OURS and thing == 'train_bn' else options)
-                warm_up = thing in SHORT  # the others run the same code, or are new processes
-                self.in_turn(arch, sides, measure, warm_up=int(warm_up))
+                    return workers[side].ask(do, **options)
+                warm_up = int(thing in SHORT)  # the others run the same code, or are new processes
+                self.in_turn(arch, sides, measure, warm_up=warm_up)
         for worker in workers.values():
             worker.close()
 
@@ -189,17 +206,6 @@ class Comparison:
             rows = self.once(side, 'growth', start, unfrozen=unfrozen)
             return {f'{row}: {name}': number for name, number in rows.items()}
         self.in_turn(part, [side for side in self.pythons if side != BARE], measure, rounds=1)
-
-    def quicker_workers(self, start):
-        "Which `num_workers` is quicker for fastai on this network."
-        if FASTAI not in self.pythons:
-            return 0
-        try:
-            seconds = self.once(FASTAI, 'quicker_workers', start)
-        except WorkerFailed:  # it will fail again, and be reported, when it is measured
-            return 0
-        print('fastai, a frozen epoch by num_workers:', seconds, flush=True)
-        return int(min(seconds, key=seconds.get))
 
 
 def drawn_photos(folder, n, size):
@@ -247,7 +253,7 @@ def many_photos(photos, folder, n, n_classes):
     "A folder of `n` pictures in `n_classes` classes, made of fewer photos by repetition."
     repeated = [(f'class_{i % n_classes:04}', photos[i % len(photos)][1]) for i in range(n)]
     n_train = n * 4 // 5 // BATCH_SIZE * BATCH_SIZE
-    return str(arrange(repeated, folder, n_train, n - n_train))
+    return arrange(repeated, folder, n_train, n - n_train)
 
 
 def machine():
@@ -333,7 +339,7 @@ def plot(results, path):
     matplotlib.use('Agg')
     from matplotlib.figure import Figure
     from finetune_teach.pictures import COLOURS, new_axes
-    rows = [row for row in results['rows'] if row['ratios'] and row['part'] not in ('pictures', 'classes')]
+    rows = [row for row in results['rows'] if row['ratios'] and row['part'] not in GROWTH]
     if not rows:
         return
     parts = list(dict.fromkeys(row['part'] for row in rows if row['part'] != 'import')) or ['import']
@@ -363,82 +369,85 @@ def plot(results, path):
     figure.savefig(path)
 
 
-def options():
+def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--fastai', help='python of an environment with fastai 2.8; left out: without it')
-    parser.add_argument('--photos', type=Path, help='folder with a folder of photos per class; default: drawn')
-    parser.add_argument('--pictures', type=int, help='training pictures; half as many validate (192; 96 if quick)')
-    parser.add_argument('--networks', nargs='+', help=f'of {", ".join(NETWORKS)}')
-    parser.add_argument('--only', nargs='+', choices=['import', *THINGS, 'pictures', 'classes'])
-    parser.add_argument('--rounds', type=int, help='rounds that count (5; 2 if quick)')
-    parser.add_argument('--threads', type=int, default=2, help='of PyTorch, on each side')
-    parser.add_argument('--timeout', type=float, default=1800, help='seconds that one measurement may take')
-    parser.add_argument('--out', type=Path, default=HERE, help='folder for the results')
-    parser.add_argument('--quick', action='store_true', help='a test of the command in about two minutes')
-    return parser.parse_args()
+    add = parser.add_argument
+    add('--fastai', help='python of an environment with fastai 2.8; left out: without it')
+    add('--photos', type=Path, help='folder with a folder of photos per class; default: drawn')
+    add('--pictures', type=int, help='training pictures, 192 (quick: 96); half as many validate')
+    add('--networks', nargs='+', choices=NETWORKS, help='default: all (quick: the first two)')
+    add('--only', nargs='+', choices=['import', *THINGS, *GROWTH], help='measure only these')
+    add('--rounds', type=int, help='rounds that count, 5 (quick: 2)')
+    add('--threads', type=int, default=2, help="PyTorch's, on each side")
+    add('--timeout', type=float, default=1800, help='seconds that one measurement may take')
+    add('--out', type=Path, default=HERE, help='folder for the results')
+    add('--quick', action='store_true', help='a test of the command in about two minutes')
+    args = parser.parse_args(words)
+    args.rounds = args.rounds or (2 if args.quick else 5)
+    args.pictures = args.pictures or (96 if args.quick else 192)
+    args.networks = args.networks or list(NETWORKS)[:2 if args.quick else None]
+    args.words = sys.argv[1:] if words is None else words
+    return args
 
 
-def main():
-    args, began = options(), time.perf_counter()
-    quick = args.quick
-    rounds = args.rounds or (2 if quick else 5)
-    n_train = args.pictures or (96 if quick else 192)
-    networks = args.networks or (['tiny_resnet', 'resnet18'] if quick else list(NETWORKS))
-    usual = [*SHORT, 'lr_find', 'import'] if quick else ['import', *THINGS, 'pictures', 'classes']
-    things = args.only or usual
-    for name in networks:
-        if name not in NETWORKS:
-            raise SystemExit(f'--networks {name}: the networks are {", ".join(NETWORKS)}')
+def things_of(arch, args):
+    "What is measured of a network."
+    wanted = args.only or (QUICK if args.quick else NETWORKS[arch][1])
+    return [thing for thing in THINGS if thing in wanted and (args.fastai or thing != 'train_bn')]
+
+
+def measure_all(run, args, temporary):
+    "All that was asked for; the numbers are in `run` afterwards."
+    n_train, n_valid = args.pictures, args.pictures // 2
+    if args.photos:
+        photos = own_photos(args.photos)
+    else:
+        photos = drawn_photos(temporary / 'drawn', n_train + n_valid, 256)
+    folder = arrange(photos, temporary / 'photos', n_train, n_valid)
+    if 'import' in (args.only or ['import']):
+        run.imports()
+    for arch in args.networks:
+        if things := things_of(arch, args):
+            run.network(arch, folder, things, quick=args.quick)
+    grown = [part for part in GROWTH if part in (args.only or ([] if args.quick else GROWTH))]
+    small = drawn_photos(temporary / 'small', 480, 64) if grown else []
+    for part in grown:
+        for number in GROWTH[part]:
+            n, n_classes = (number, 10) if part == 'pictures' else (2000, number)
+            place = many_photos(small, temporary / f'{part}_{number}', n, n_classes)
+            run.growth(part, f'{number} {part}', run.start_options('tiny_resnet', place), n <= 2000)
+            shutil.rmtree(place)
+
+
+def main(words=None):
+    args, began = parse(words), time.perf_counter()
     pythons = {OURS: sys.executable, FASTAI: args.fastai, BARE: sys.executable}
     pythons = {side: python for side, python in pythons.items() if python}
-    run = Comparison(pythons, rounds, args.threads, args.timeout)
-    num_workers = {}
+    run = Comparison(pythons, args.rounds, args.threads, args.timeout)
     with tempfile.TemporaryDirectory() as temporary:
-        temporary = Path(temporary)
-        n_valid = n_train // 2
-        photos = own_photos(args.photos) if args.photos else drawn_photos(temporary / 'drawn', n_train + n_valid, 256)
-        folder = str(arrange(photos, temporary / 'photos', n_train, n_valid))
-        def start_of(arch, folder):
-            start = {'folder': folder, 'arch': arch, 'size': NETWORKS[arch][0], 'batch_size': BATCH_SIZE, 'workers': 0}
-            if arch not in num_workers and FASTAI in pythons:
-                num_workers[arch] = run.quicker_workers(start)
-            return {**start, 'workers': num_workers.get(arch, 0)}
-        if 'import' in things:
-            run.imports()
-        for arch in networks:
-            wanted = [t for t in THINGS if t in things and (args.only or t in NETWORKS[arch][1])]
-            if 'train_bn' in wanted and FASTAI not in pythons:
-                wanted.remove('train_bn')
-            if wanted:
-                run.network(arch, start_of(arch, folder), wanted)
-        counts = (64, 128) if quick else (500, 2000, 20000)
-        classes = (2, 10) if quick else (2, 10, 100, 1000)
-        n_pictures = 128 if quick else 2000
-        grown = ([('pictures', n, n, 10) for n in counts] + [('classes', n, n_pictures, n) for n in classes])
-        grown = [case for case in grown if case[0] in things]
-        small = drawn_photos(temporary / 'small', 480, 64) if grown else []
-        for part, number, n, n_classes in grown:
-            place = temporary / f'{part}_{number}'
-            start = start_of('tiny_resnet', many_photos(small, place, n, n_classes))
-            run.growth(part, f'{number} {part}', start, unfrozen=n <= 2000)
-            shutil.rmtree(place)
+        measure_all(run, args, Path(temporary))
+    photos = 'photos' if args.photos else 'drawn, JPEG of 256 pixels'
     about = {'date': datetime.date.today().isoformat(), 'machine': machine(), 'threads': args.threads,
-             'rounds': rounds, 'num_workers': num_workers,
-             'photos': f'{n_train} training and {n_valid} validation pictures, '
-                       + ('photos' if args.photos else 'drawn, JPEG of 256 pixels'),
-             'command': command_text(), 'minutes': (time.perf_counter() - began) / 60}
-    results = {'about': about, 'versions': run.versions, 'rows': make_rows(run.numbers), 'failures': run.failures}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.out / 'results.md').write_text(table(results))
-    plot(results, args.out / 'results.png')
-    print(f'\n{table(results)}')
+             'rounds': args.rounds, 'command': command_text(args.words), 'num_workers': run.num_workers,
+             'photos': f'{args.pictures} training and {args.pictures // 2} validation pictures, {photos}',
+             'minutes': (time.perf_counter() - began) / 60}
+    write({'about': about, 'versions': run.versions, 'rows': make_rows(run.numbers),
+           'failures': run.failures}, args.out)
     return 1 if run.failures or not run.numbers else 0
 
 
-def command_text():
-    "The command without paths of this machine."
-    words = [Path(w).name if os.sep in w else w for w in sys.argv[1:]]
+def write(results, folder):
+    "results.json, results.md and results.png."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    (folder / 'results.md').write_text(table(results))
+    plot(results, folder / 'results.png')
+    print(f'\n{table(results)}')
+
+
+def command_text(words):
+    "The command without folders of this machine."
+    words = [Path(word).name if os.sep in word else word for word in words]
     return ' '.join(['python benchmarks/compare.py', *words])
 
 

@@ -20,6 +20,7 @@ import torchvision
 FIRST_BATCH = 'folder to the first batch'
 FIRST_EPOCH = 'folder to the end of the first frozen epoch'
 FROZEN = ['first frozen epoch', 'second frozen epoch']
+FROZEN_BN = [f'{name}, fastai with train_bn=False' for name in FROZEN]
 UNFROZEN = 'unfrozen epoch'
 FINE_TUNE, FINE_TUNE_ALL = 'fine_tune(4)', 'folder to the end of fine_tune(4)'
 MEMORY, MEMORY_FROZEN = 'peak memory of fine_tune(4)', 'peak memory of opening and a frozen epoch'
@@ -94,11 +95,10 @@ class Side:
 
     def first_epoch(self):
         "From the folder's path to the end of the first epoch with a frozen body."
-        clock, self_dls = Clock(), self.dls
+        clock = Clock()
         self.dls = self.open()
         self.fit(self.learner(frozen=True), 1)
         clock.lap()
-        self.dls = self_dls
         return {FIRST_EPOCH: clock.laps[0]}
 
     def unfrozen_epoch(self):
@@ -144,11 +144,11 @@ class FinetuneTeach(Side):
     def fit(self, learn, epochs):
         learn.fit_one_cycle(epochs)
 
-    def frozen_epochs(self):
-        "Each epoch of `fit_one_cycle(2)` with a new learner."
+    def frozen_epochs(self, train_bn=True):
+        "Each epoch of `fit_one_cycle(2)` with a new learner; `train_bn` only names the rows."
         learn, clock = self.learner(frozen=True), Clock()
         learn.fit_one_cycle(2, callbacks=[lambda model, recorder: clock.lap()])
-        return dict(zip(FROZEN, clock.laps))
+        return dict(zip(FROZEN if train_bn else FROZEN_BN, clock.laps))
 
     def lr_find(self, frozen, steps):
         "The learning-rate finder; it is not stopped early."
@@ -187,9 +187,8 @@ class Fastai(Side):
         "Each epoch of `fit_one_cycle(2)` with a new learner; `train_bn=True` is fastai's default."
         from fastai.vision.all import Callback
         learn, clock = self.learner(True, train_bn), Clock()
-        self.fit(learn, 2, cbs=Callback(after_epoch=clock.lap))
-        names = FROZEN if train_bn else [f'{name}, fastai with train_bn=False' for name in FROZEN]
-        return dict(zip(names, clock.laps))
+        self.fit(learn, 2, cbs=Callback(after_epoch=lambda callback: clock.lap()))
+        return dict(zip(FROZEN if train_bn else FROZEN_BN, clock.laps))
 
     def lr_find(self, frozen, steps):
         "The learning-rate finder; it is not stopped early."
