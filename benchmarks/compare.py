@@ -38,7 +38,7 @@ THINGS = {
 }
 SHORT = ['opening', 'frozen', 'unfrozen', 'validation']
 QUICK = [*SHORT, 'lr_find']
-QUICK_STEPS = 5  # of lr_find
+QUICK_STEPS = 6  # of lr_find; no side takes fewer
 GROWTH = {'pictures': (500, 2000, 20000), 'classes': (2, 10, 100, 1000)}  # tiny_resnet, one run each
 NETWORKS = {  # pixels, and what is measured unless --only says something else
     'tiny_resnet': (64, list(THINGS)),
@@ -311,9 +311,11 @@ def table(results):
     about = results['about']
     lines = ['# Results', '', f"{about['date']}; {about['machine']}; {about['threads']} threads; "
              f"{about['rounds']} rounds; {about['photos']}; batches of {BATCH_SIZE}; fp32 on the CPU.", '',
-             f"`{about['command']}`, {about['minutes']:.0f} minutes. Numbers are medians, with the lowest and highest; "
-             'ratios are finetune_teach to the other, round by round, then their median, lowest and '
-             'highest: below 1 finetune_teach is quicker, or needs less.', '']
+             f"`{about['command']}`, {about['minutes']:.0f} minutes. Numbers are medians, with the lowest "
+             'and highest; ratios are finetune_teach to the other, round by round, then their median, '
+             'lowest and highest: below 1 finetune_teach is quicker, or needs less.', '',
+             'How it was measured: [README.md](README.md); all numbers: results.json.', '',
+             '![Ratios of each thing measured](results.png)', '']
     for side, found in results['versions'].items():
         lines.append(f'- {side}: ' + ', '.join(f'{name} {v}' for name, v in found.items()))
     if about['num_workers']:
@@ -334,39 +336,68 @@ def table(results):
 
 
 def plot(results, path):
-    "results.png: a panel of ratios for each part, a line at 1."
+    "results.png: ratios in a panel for each network, a line at 1; below, how time and memory grow."
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib.figure import Figure
-    from finetune_teach.pictures import COLOURS, new_axes
-    rows = [row for row in results['rows'] if row['ratios'] and row['part'] not in GROWTH]
-    if not rows:
+    measured = [row for row in results['rows'] if row['ratios'] and row['part'] not in GROWTH]
+    grown = [row for row in results['rows'] if row['part'] in GROWTH]
+    heights = [2 + 0.28 * len({row['row'] for row in measured})] * bool(measured) + [3] * bool(grown)
+    if not heights:
         return
+    figure = Figure(figsize=(11, sum(heights)), layout='constrained', dpi=90)
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if measured:
+        plot_ratios(measured, parts.pop(0))
+    if grown:
+        plot_growth(grown, parts.pop(0))
+    figure.savefig(path)
+
+
+def plot_ratios(rows, figure):
+    "A dot for each ratio; its line goes from the lowest to the highest."
+    from finetune_teach.pictures import COLOURS, new_axes
     parts = list(dict.fromkeys(row['part'] for row in rows if row['part'] != 'import')) or ['import']
     names = list(dict.fromkeys(row['row'] for row in rows))
-    figure = Figure(figsize=(3 + 2.3 * len(parts), 1.6 + 0.3 * len(names)), layout='constrained', dpi=90)
     panels = new_axes(len(parts), figure=figure, sharex=True, sharey=True, squeeze=False)[0]
     for part, ax in zip(parts, panels):
         ax.axvline(1, color='black', lw=1)
         for k, (other, marker) in enumerate({FASTAI: 'o', BARE: 's'}.items()):
-            shown = [(names.index(row['row']), row['ratios'][other]) for row in rows
-                     if row['part'] in (part, 'import') and other in row['ratios']]
-            if shown:
-                y, ratios = [y + 0.12 * (2 * k - 1) for y, _ in shown], [ratio for _, ratio in shown]
-                ax.hlines(y, [r['low'] for r in ratios], [r['high'] for r in ratios], color=COLOURS[k], lw=1.5)
-                ax.plot([r['median'] for r in ratios], y, marker, color=COLOURS[k], label=f'to {other}')
+            shown = [(names.index(row['row']) + 0.24 * k - 0.12, row['ratios'][other]) for row in rows
+                     if other in row['ratios'] and row['part'] in (part, 'import' if ax is panels[0] else '')]
+            for y, ratio in shown:
+                ax.plot([ratio['low'], ratio['high']], [y, y], color=COLOURS[k], lw=1.5)
+            ax.plot([r['median'] for _, r in shown], [y for y, _ in shown], marker, color=COLOURS[k],
+                    label=f'to {other}')
         ax.set(xscale='log', xlabel='ratio', yticks=range(len(names)), yticklabels=names)
-        ax.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+                 if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
+        ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+        ax.set_xticks([], minor=True)
         ax.set_title(part, fontsize=10)
     panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncol=2, frameon=False)
-    ratios = [row['ratios'][FASTAI]['median'] for row in rows if FASTAI in row['ratios']]
-    title = 'Left of the line finetune_teach is quicker, or needs less memory'
-    if ratios:
-        title += f'\nagainst fastai in {sum(r < 1 for r in ratios)} of {len(ratios)} rows'
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncol=2, frameon=False)
+    ratios = {other: [r['ratios'][other]['median'] for r in rows if other in r['ratios']]
+              for other in (FASTAI, BARE)}
+    found = ', '.join(f'than {other} in {sum(r < 1 for r in values)} of {len(values)}'
+                      for other, values in ratios.items() if values)
+    figure.suptitle(f'Left of the line finetune_teach takes less time or memory: {found} rows', fontsize=11)
+
+
+def plot_growth(rows, figure):
+    "Seconds of a frozen epoch and peak memory, by number of pictures and of classes."
+    from finetune_teach.pictures import COLOURS, new_axes
+    panels = [(part, name) for part in GROWTH for name in ('first frozen epoch', 'peak memory')
+              if any(row['part'] == part for row in rows)]
+    for (part, name), ax in zip(panels, new_axes(len(panels), figure=figure, squeeze=False)[0]):
+        for side, marker, colour in ((OURS, '^', COLOURS[2]), (FASTAI, 'o', COLOURS[0])):
+            points = [(int(row['row'].split()[0]), row['numbers'][side][0]) for row in rows
+                      if row['part'] == part and name in row['row'] and side in row['numbers']]
+            if points:
+                ax.plot(*zip(*points), f'{marker}-', color=colour, label=side)
+        ax.set(xscale='log', xlabel=part, ylim=(0, None))
+        ax.set_title('seconds of a frozen epoch' if 'epoch' in name else 'peak memory in MB', fontsize=10)
+    ax.legend(fontsize=8)
 
 
 def parse(words=None):

@@ -64,7 +64,8 @@ def test_fastai_is_measured(run):
     ('import time; time.sleep(60)', 'no answer to prepare within 1 seconds'),
     ('print(\'{"error": "it does not fit"}\'); input()', 'it does not fit')])
 def test_a_worker_that_dies_hangs_or_complains_is_noticed(code, message):
-    worker, start = compare.Worker([sys.executable, '-c', code], timeout=1 if 'sleep' in code else 30), time.time()
+    start = time.time()
+    worker = compare.Worker([sys.executable, '-c', code], timeout=1 if 'sleep' in code else 30)
     with pytest.raises(compare.WorkerFailed, match=f'(?s){message}'):
         worker.ask('prepare')
     worker.close()
@@ -72,8 +73,8 @@ def test_a_worker_that_dies_hangs_or_complains_is_noticed(code, message):
 
 
 def test_a_missed_goal_is_marked():
-    numbers = {('resnet18', 'unfrozen epoch'): {'finetune_teach': [2., 4.], 'fastai': [4., 4.], 'bare loop': [1., 1.]}}
-    row, = compare.make_rows(numbers)
+    sides = {'finetune_teach': [2., 4.], 'fastai': [4., 4.], 'bare loop': [1., 1.]}
+    row, = compare.make_rows({('resnet18', 'unfrozen epoch'): sides})
     assert row['ratios']['fastai'] == {'median': .75, 'low': .5, 'high': 1.}
     assert compare.ratio_text(row, 'fastai').endswith('goal 0.8')
     assert compare.ratio_text(row, 'bare loop').endswith('goal 1.05: missed')
@@ -85,7 +86,8 @@ def test_own_photos_are_split_and_linked(tmp_path):
         for i in range(25):
             (tmp_path / 'photos' / name / f'{i}.JPG').write_bytes(b'')
     folder = compare.arrange(compare.own_photos(tmp_path / 'photos'), tmp_path / 'split', 40, 16)
-    counts = [len(list((folder / part / name).iterdir())) for part in ('train', 'valid') for name in ('cat', 'dog')]
+    counts = [len(list((folder / part / name).iterdir()))
+              for part in ('train', 'valid') for name in ('cat', 'dog')]
     assert counts == [16, 16, 8, 8], 'a full batch to train, classes evenly'
     with pytest.raises(SystemExit, match='50 photos'):
         compare.arrange(compare.own_photos(tmp_path / 'photos'), tmp_path / 'more', 64, 16)
