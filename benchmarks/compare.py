@@ -337,8 +337,6 @@ def table(results):
 
 def plot(results, path):
     "results.png: ratios in a panel for each network, a line at 1; below, how time and memory grow."
-    import matplotlib
-    matplotlib.use('Agg')
     from matplotlib.figure import Figure
     measured = [row for row in results['rows'] if row['ratios'] and row['part'] not in GROWTH]
     grown = [row for row in results['rows'] if row['part'] in GROWTH]

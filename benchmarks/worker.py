@@ -4,6 +4,7 @@ It reads a line of JSON for each thing to do, does and times it, and answers wit
 seconds (or MB) of each row of the table. Nothing outside the two clock readings is counted. The three
 classes below are the three sides; a method of the same name does the same work on each of them."""
 import gc
+import importlib
 import json
 import os
 import platform
@@ -72,15 +73,12 @@ class Side:
 
     def growth(self, unfrozen):
         "Opening and epochs, with memory; in a new process."
-        clock = Clock()
+        rows = self.first_batch()
         self.dls = self.open()
-        self.first(self.dls)
-        clock.lap()
-        learn = self.learner(frozen=True)
-        clock = Clock()
+        learn, clock = self.learner(frozen=True), Clock()
         self.fit(learn, 1)
         clock.lap()
-        rows = {MEMORY_FROZEN: peak_memory(), FROZEN[0]: clock.laps[0]}
+        rows |= {FROZEN[0]: clock.laps[0], MEMORY_FROZEN: peak_memory()}
         if unfrozen:
             self.unfrozen = self.learner(frozen=False)
             rows |= self.unfrozen_epoch()
@@ -296,13 +294,14 @@ def lr_find_row(frozen, steps, clock, done):
 
 
 SIDES = {'finetune_teach': FinetuneTeach, 'fastai': Fastai, 'bare loop': BareLoop}
+LIBRARIES = {'finetune_teach': 'finetune_teach.all', 'fastai': 'fastai.vision.all', 'bare loop': 'torch'}
 
 
-def versions(name):
-    found = {'python': platform.python_version(), 'torch': torch.__version__,
-             'torchvision': torchvision.__version__}
-    module = {'bare loop': 'torch'}.get(name, name)
-    return {**found, module: __import__(module).__version__}
+def versions(side):
+    "Import the side's library, so that no clock runs meanwhile; all versions."
+    importlib.import_module(LIBRARIES[side])
+    names = ['torch', 'torchvision', LIBRARIES[side].split('.')[0]]
+    return {'python': platform.python_version(), **{name: sys.modules[name].__version__ for name in names}}
 
 
 def main():
