@@ -199,11 +199,11 @@ class Fastai(Side):
         "fastai's `num_workers`: 0 or its default, whichever makes a frozen epoch quicker here."
         from fastai.vision.all import defaults
         seconds = {0: [], defaults.cpus: []}
-        for _ in range(3):  # the first of each is to warm up
+        for _ in range(2):
             for self.workers in seconds:
                 self.dls = self.open()
-                seconds[self.workers].append(self.frozen_epochs()[FROZEN[1]])
-        return {str(n): min(times[1:]) for n, times in seconds.items()}
+                seconds[self.workers].append(self.frozen_epochs()[FROZEN[1]])  # the first warms up
+        return {str(n): min(times) for n, times in seconds.items()}
 
 
 class BareLearner:
