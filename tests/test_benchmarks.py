@@ -1,0 +1,93 @@
+"The comparison writes what it measured, and reports a side that fails. No test checks a time."
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
+import compare  # noqa: E402
+
+HAS_FASTAI = importlib.util.find_spec('fastai') is not None
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "The command with as little as it takes; its exit code, its results, its folder."
+    out = tmp_path_factory.mktemp('results')
+    code = compare.main(['--fastai', sys.executable, '--networks', 'tiny_resnet', '--pictures', '32',
+                         '--only', 'frozen', 'unfrozen', '--rounds', '2', '--threads', '1',
+                         '--out', str(out)])
+    return code, json.loads((out / 'results.json').read_text()), out
+
+
+def test_ours_and_the_bare_loop_are_measured(run):
+    _, results, _ = run
+    rows = {row['row']: row for row in results['rows']}
+    assert list(rows) == ['first frozen epoch', 'second frozen epoch', 'unfrozen epoch']
+    for row in rows.values():
+        for side in ('finetune_teach', 'bare loop'):
+            assert len(row['numbers'][side]) == 2 and min(row['numbers'][side]) > 0
+        pairs = zip(row['numbers']['finetune_teach'], row['numbers']['bare loop'])
+        low, high = sorted(ours / bare for ours, bare in pairs)
+        assert row['ratios']['bare loop'] == {'median': (low + high) / 2, 'low': low, 'high': high}
+    assert {'torch', 'finetune_teach'} <= results['versions']['finetune_teach'].keys()
+
+
+def test_table_and_picture_are_written(run):
+    _, results, out = run
+    text = (out / 'results.md').read_text()
+    assert '## tiny_resnet at 64 pixels' in text and '| unfrozen epoch |' in text
+    assert f"**{results['rows'][-1]['ratios']['bare loop']['median']:.2f}**" in text
+    assert str(out.parent) not in text
+    assert (out / 'results.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.skipif(HAS_FASTAI, reason='here fastai does not fail')
+def test_a_side_that_fails_is_reported_and_the_others_go_on(run):
+    code, results, out = run
+    assert code == 1
+    assert any('fastai' in failure and 'No module named' in failure for failure in results['failures'])
+    assert '## Failed' in (out / 'results.md').read_text()
+
+
+@pytest.mark.skipif(not HAS_FASTAI, reason='fastai is not installed')
+def test_fastai_is_measured(run):
+    code, results, _ = run
+    assert code == 0 and all(row['ratios']['fastai'] for row in results['rows'])
+
+
+@pytest.mark.parametrize('code, message', [
+    ('import sys; sys.exit("no memory left")', 'ended during.*no memory left'),
+    ('import time; time.sleep(60)', 'no answer to prepare within 1 seconds'),
+    ('print(\'{"error": "it does not fit"}\'); input()', 'it does not fit')])
+def test_a_worker_that_dies_hangs_or_complains_is_noticed(code, message):
+    start = time.time()
+    worker = compare.Worker([sys.executable, '-c', code], timeout=1 if 'sleep' in code else 30)
+    with pytest.raises(compare.WorkerFailed, match=f'(?s){message}'):
+        worker.ask('prepare')
+    worker.close()
+    assert time.time() - start < 30
+
+
+def test_a_missed_goal_is_marked():
+    sides = {'finetune_teach': [2., 4.], 'fastai': [4., 4.], 'bare loop': [1., 1.]}
+    row, = compare.make_rows({('resnet18', 'unfrozen epoch'): sides})
+    assert row['ratios']['fastai'] == {'median': .75, 'low': .5, 'high': 1.}
+    assert compare.ratio_text(row, 'fastai').endswith('goal 0.8')
+    assert compare.ratio_text(row, 'bare loop').endswith('goal 1.05: missed')
+
+
+def test_own_photos_are_split_and_linked(tmp_path):
+    for name in ('cat', 'dog'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for i in range(25):
+            (tmp_path / 'photos' / name / f'{i}.JPG').write_bytes(b'')
+    folder = compare.arrange(compare.own_photos(tmp_path / 'photos'), tmp_path / 'split', 40, 16)
+    counts = [len(list((folder / part / name).iterdir()))
+              for part in ('train', 'valid') for name in ('cat', 'dog')]
+    assert counts == [16, 16, 8, 8], 'a full batch to train, classes evenly'
+    with pytest.raises(SystemExit, match='50 photos'):
+        compare.arrange(compare.own_photos(tmp_path / 'photos'), tmp_path / 'more', 64, 16)
