@@ -41,7 +41,7 @@ QUICK = [*SHORT, 'lr_find']
 QUICK_STEPS = 6  # of lr_find; no side takes fewer
 GROWTH = {'pictures': (500, 2000, 20000), 'classes': (2, 10, 100, 1000)}  # tiny_resnet, one run each
 NETWORKS = {  # pixels, and what is measured unless --only says something else
-    'tiny_resnet': (64, list(THINGS)),
+    'tiny_resnet': (64, [thing for thing in THINGS if thing != 'train_bn']),
     'resnet18': (128, list(THINGS)),
     'mobilenet_v3_small': (128, SHORT),
     'convnext_tiny': (96, SHORT),
@@ -403,7 +403,7 @@ def parse(words=None):
     add = parser.add_argument
     add('--fastai', help='python of an environment with fastai 2.8; left out: without it')
     add('--photos', type=Path, help='folder with a folder of photos per class; default: drawn')
-    add('--pictures', type=int, help='training pictures, 192 (quick: 96); half as many validate')
+    add('--pictures', type=int, help='training pictures, 128 (quick: 96); half as many validate')
     add('--networks', nargs='+', choices=NETWORKS, help='default: all (quick: the first two)')
     add('--only', nargs='+', choices=['import', *THINGS, *GROWTH], help='measure only these')
     add('--rounds', type=int, help='rounds that count, 5 (quick: 2)')
@@ -413,7 +413,7 @@ def parse(words=None):
     add('--quick', action='store_true', help='a test of the command in about two minutes')
     args = parser.parse_args(words)
     args.rounds = args.rounds or (2 if args.quick else 5)
-    args.pictures = args.pictures or (96 if args.quick else 192)
+    args.pictures = args.pictures or (96 if args.quick else 128)
     args.networks = args.networks or list(NETWORKS)[:2 if args.quick else None]
     args.words = sys.argv[1:] if words is None else words
     return args
@@ -444,7 +444,8 @@ def measure_all(run, args, temporary):
         for number in GROWTH[part]:
             n, n_classes = (number, 10) if part == 'pictures' else (2000, number)
             place = many_photos(small, temporary / f'{part}_{number}', n, n_classes)
-            run.growth(part, f'{number} {part}', run.start_options('tiny_resnet', place), n <= 2000)
+            run.growth(part, f'{number} {part}', run.start_options('tiny_resnet', place),
+                       unfrozen=part == 'pictures' and n <= 2000)
             shutil.rmtree(place)
 
 

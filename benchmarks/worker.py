@@ -51,10 +51,11 @@ def peak_memory():
 
 
 def network(arch, n_classes):
-    "The network that all sides train: torchvision's, random weights, finetune_teach's head."
+    "The network of fastai and the bare loop: torchvision's, random weights, finetune_teach's head."
     from finetune_teach.pretrained_body import create_body
     from finetune_teach.random_head import create_head
     body = create_body(arch, None)
+    body.to(memory_format=torch.contiguous_format)  # as torchvision builds it
     return torch.nn.Sequential(body, create_head(body.num_features, n_classes))
 
 
