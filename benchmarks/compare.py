@@ -455,7 +455,10 @@ def main(words=None):
     pythons = {side: python for side, python in pythons.items() if python}
     run = Comparison(pythons, args.rounds, args.threads, args.timeout)
     with tempfile.TemporaryDirectory() as temporary:
-        measure_all(run, args, Path(temporary))
+        try:
+            measure_all(run, args, Path(temporary))
+        except KeyboardInterrupt:  # nothing that was measured is lost
+            run.failures.append('the rest: stopped by Ctrl-C')
     photos = 'photos' if args.photos else 'drawn, JPEG of 256 pixels'
     about = {'date': datetime.date.today().isoformat(), 'machine': machine(), 'threads': args.threads,
              'rounds': args.rounds, 'command': command_text(args.words), 'num_workers': run.num_workers,
