@@ -171,14 +171,14 @@ class KnownFeatures:
         self.known[variants] = True
 
 # %% ../nbs/03_freezing.ipynb #30d78cd5
-def fingerprint(body: nn.Module, loader) -> str:
-    "Another one as soon as the body gives other features: of its weights, and of one picture's."
+def fingerprint(body: nn.Module, loader, weights: str) -> str:
+    "Another one as soon as features are others: of the weights' checksum and a picture's features."
     first = BatchPlan(torch.tensor([0]), torch.tensor([False]), None)
-    return checksum({**body.state_dict(), 'features': frozen_features(body, loader, first)})
+    return weights + checksum({'features': frozen_features(body, loader, first)})
 
-def known_features(body: nn.Module, loader) -> KnownFeatures:
+def known_features(body: nn.Module, loader, weights: str) -> KnownFeatures:
     "What is known of the features of a loader's pictures; nothing if the body has changed."
-    mark = fingerprint(body, loader)
+    mark = fingerprint(body, loader, weights)
     known = getattr(loader, 'known_features', None)
     if known is None or known.fingerprint != mark:
         known = loader.known_features = KnownFeatures(loader, mark)
@@ -188,9 +188,10 @@ def known_features(body: nn.Module, loader) -> KnownFeatures:
 class FeatureLoader:
     "Batches of a frozen body's features; each picture, and its mirror image, passes the body once."
     def __init__(self, loader,          # an `ImageLoader`
-                 body: nn.Module):      # in which nothing learns
+                 body: nn.Module,       # in which nothing learns
+                 weights: str = ''):    # their checksum, if it is known
         self.loader, self.body = loader, body
-        self.kept = known_features(body, loader)
+        self.kept = known_features(body, loader, weights or checksum(body.state_dict()))
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -231,7 +232,10 @@ def reuse_frozen(model: nn.Module, # `nn.Sequential(body, head)`
             if hasattr(loader, 'known_features'):
                 del loader.known_features # the body will be another one
         return model, dls
-    return model[1], Loaders(FeatureLoader(dls.train, model[0]), FeatureLoader(dls.valid, model[0]))
+    body, head = model
+    weights = checksum(body.state_dict()) # once for both loaders
+    train, valid = (FeatureLoader(loader, body, weights) for loader in (dls.train, dls.valid))
+    return head, Loaders(train, valid)
 
 # %% ../nbs/03_freezing.ipynb #9e9c196f
 def kept_for_backward(model: nn.Module, x: torch.Tensor) -> int: # bytes
