@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 import compare  # noqa: E402
+import same_results  # noqa: E402
 
 HAS_FASTAI = importlib.util.find_spec('fastai') is not None
 
@@ -91,3 +92,19 @@ def test_own_photos_are_split_and_linked(tmp_path):
     assert counts == [16, 16, 8, 8], 'a full batch to train, classes evenly'
     with pytest.raises(SystemExit, match='50 photos'):
         compare.arrange(compare.own_photos(tmp_path / 'photos'), tmp_path / 'more', 64, 16)
+
+
+def test_the_plain_way_is_plain(make_learner):
+    "What the fast ways are compared with keeps no feature and has its weights in the usual order."
+    learn = make_learner()
+    same_results.plain(learn)
+    learn.fit(1)
+    assert not hasattr(learn.dls.train, 'plans') and not hasattr(learn.dls.train, 'known_features')
+    assert all(p.is_contiguous() for p in learn.model.parameters())
+    assert not all(p.is_contiguous() for p in make_learner().model.parameters())
+
+
+def test_ways_are_trained_alike(pets):
+    runs = [same_results.error(pets, change, lambda learn: learn.fit_one_cycle(2, 1e-2), 0)
+            for change in same_results.WAYS.values()]
+    assert max(runs) - min(runs) < .1 and max(runs) < 11 / 12
