@@ -301,8 +301,9 @@ PRECISIONS = 'fp32', 'bf16', 'auto'
 def has_bf16(device: torch.device) -> bool:
     "Whether a device computes with bfloat16 in hardware."
     if device.type == 'cuda':
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = getattr(torch.cpu, 'get_capabilities', dict)()
+    return device.type == 'cpu' and bool(can.get('amx_bf16') or can.get('avx512_bf16'))
 
 def set_precision(body: nn.Module,  # its weights stay as they are
                   precision: str    # 'fp32', 'bf16', or 'auto': bf16 where the hardware has it
