@@ -152,7 +152,7 @@ def frozen_features(body: nn.Module, loader, plan: BatchPlan) -> torch.Tensor: #
 class KnownFeatures:
     "The features of a loader's pictures and of their mirror images, as far as they are known."
     def __init__(self, loader, fingerprint: str):
-        self.fingerprint, self.values = fingerprint, None
+        self.fingerprint, self.values, self.pictures = fingerprint, None, loader.pictures
         self.known = torch.zeros(2 * len(loader.labels), dtype=torch.bool)
         self.at_once = min(loader.batch_size, len(loader.labels)) # pictures, always as many
 
@@ -177,10 +177,11 @@ def fingerprint(body: nn.Module, loader, weights: str) -> str:
     return weights + checksum({'features': frozen_features(body, loader, first)})
 
 def known_features(body: nn.Module, loader, weights: str) -> KnownFeatures:
-    "What is known of the features of a loader's pictures; nothing if the body has changed."
-    mark = fingerprint(body, loader, weights)
+    "What is known of the features of a loader's pictures; nothing if body or pictures changed."
+    changes = getattr(loader.pictures, '_version', 0) # counted by PyTorch, also single pixels
+    mark = f'{fingerprint(body, loader, weights)} {changes}'
     known = getattr(loader, 'known_features', None)
-    if known is None or known.fingerprint != mark:
+    if known is None or known.fingerprint != mark or known.pictures is not loader.pictures:
         known = loader.known_features = KnownFeatures(loader, mark)
     return known
 

@@ -419,3 +419,17 @@ def test_plot_of_freezing_names_layers_and_costs(make_learner):
     texts = [t.get_text() for t in plot_freezing(model, costs, 1).texts]
     assert {'conv1', 'layer1', 'layer4', 'Linear', 'from head', '100 ms', '1.0 MB'} <= set(texts)
     assert '20 ms, 1.0 with known features' in texts
+
+
+def replaced(loader): loader.pictures = 255 - loader.pictures
+def repainted(loader): loader.pictures[1:] = 255 - loader.pictures[1:]  # all but the one that is looked at
+
+
+@pytest.mark.parametrize('change', [replaced, repainted])
+def test_changed_pictures_are_noticed(model, change):
+    dls = drawn_pets(n_train=2, n_valid=2, size=32)
+    before, _ = all_features(reuse_frozen(freeze(model), dls)[1].valid)
+    change(dls.valid)
+    after, _ = all_features(reuse_frozen(model, dls)[1].valid)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, all_features(reuse_frozen(model, unknown(dls))[1].valid)[0])
