@@ -410,7 +410,7 @@ def parse(words=None):
     add('--threads', type=int, default=2, help="PyTorch's, on each side")
     add('--timeout', type=float, default=1800, help='seconds that one measurement may take')
     add('--out', type=Path, default=HERE, help='folder for the results')
-    add('--quick', action='store_true', help='a test of the command in about two minutes')
+    add('--quick', action='store_true', help='a test of the command: fewer pictures, rounds and networks')
     args = parser.parse_args(words)
     args.rounds = args.rounds or (2 if args.quick else 5)
     args.pictures = args.pictures or (96 if args.quick else 128)
