@@ -201,6 +201,7 @@ class FeatureLoader:
         plans, ahead = self.loader.plans(), deque()
         while plan := ahead.popleft() if ahead else next(plans, None):
             x = self.features(plan, plans, ahead)
+            self.loader.last_plan = plan
             yield x, self.loader.labels[plan.index].to(x.device)
 
     def features(self, plan: BatchPlan, plans: Iterator, ahead: deque) -> torch.Tensor: # N x F

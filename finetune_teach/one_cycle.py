@@ -6,16 +6,22 @@
 __all__ = ['NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constant', 'plot_schedule', 'spread_lrs', 'create_optimizer',
            'set_rates', 'set_weight_decay', 'accuracy', 'error_rate', 'function_name', 'metric_names',
            'get_predictions', 'measure', 'validate', 'Answers', 'get_answers', 'Phase', 'Step', 'Recorder', 'smooth',
-           'mark_phases', 'plot_loss', 'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'fit_steps', 'fit',
-           'fine_tune_schedule', 'plot_fine_tune_schedule', 'explore_one_cycle']
+           'mark_phases', 'plot_loss', 'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'NotFinite',
+           'batch_names', 'whole_step', 'is_out_of_memory', 'largest_batch', 'out_of_memory_text', 'fit_steps',
+           'late_interrupt', 'fit', 'fine_tune_schedule', 'plot_fine_tune_schedule', 'explore_one_cycle']
 
-# %% ../nbs/04_one_cycle.ipynb #d7407c2f
+# %% ../nbs/04_one_cycle.ipynb #4fe975c4
+import contextlib
 import inspect
 import math
+import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Real
 from typing import NamedTuple
 
@@ -417,19 +423,83 @@ def phase_name(model: nn.Module) -> str:
         return 'unfrozen'
     return 'frozen' if not any(learns[:-1]) else f'from group {learns.index(True)}'
 
-# %% ../nbs/04_one_cycle.ipynb #c1b1a304
-def _keep_finite(part: nn.Module, loss: float, statistics: list, where: str) -> None:
-    "Unless loss and gradients are numbers: put the statistics back and raise before any step."
+# %% ../nbs/04_one_cycle.ipynb #4431a135
+class NotFinite(ValueError):
+    "A loss or a gradient is no number: a step with it would spoil the weights."
+
+def _check_finite(part: nn.Module, loss: float, where: str, loader) -> None:
+    "A `NotFinite` error unless the loss and all gradients are numbers."
     gradients = [p.grad.sum() for p in part.parameters() if p.grad is not None]
     if math.isfinite(loss) and torch.stack(gradients).sum().isfinite():
         return
-    for now, before in zip(part.buffers(), statistics):
-        now.copy_(before)
-    part.zero_grad()
     what = 'the gradient' if math.isfinite(loss) else f'the loss ({loss})'
-    raise ValueError(f'{what} is no longer a finite number {where}. The weights are those before '
-                     'this step. Train with a lower learning rate (lr_find helps), or look for '
-                     'pictures or labels that are not numbers.')
+    raise NotFinite(f'{what} is no longer a finite number {where}. The weights are those before '
+                    'this step. Train with a lower learning rate (lr_find helps), or look for '
+                    f'pictures or labels that are not numbers.{batch_names(loader)}')
+
+def batch_names(loader) -> str:
+    "The pictures of the batch that a loader gave last, for a message; '' where it does not tell."
+    loader = getattr(loader, 'loader', loader) # what a loader of features takes them from
+    plan, files = getattr(loader, 'last_plan', None), getattr(loader, 'files', None)
+    if plan is None:
+        return ''
+    places = plan.index.tolist()
+    names = [f'  {files[i]}' if files else f'  training picture {i}' for i in places]
+    return '\n'.join(['\nThis batch was:', *names])
+
+# %% ../nbs/04_one_cycle.ipynb #740bd601
+@contextlib.contextmanager
+def whole_step(part: nn.Module, x: torch.Tensor, y: torch.Tensor, loss_func: Callable):
+    "Inside, loss and gradients of a batch are computed; if that fails, it is undone."
+    before = [b.clone() for b in part.buffers()]
+    def undo():
+        for now, old in zip(part.buffers(), before):
+            now.copy_(old)
+        part.zero_grad()
+    try:
+        yield
+    except BaseException as error:
+        undo()
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__) # they hold what filled the memory
+        fits = largest_batch(lambda n: loss_func(part(x[:n]), y[:n]).backward(), undo, len(x))
+        raise MemoryError(out_of_memory_text(len(x), x.device, fits)) from error
+
+# %% ../nbs/04_one_cycle.ipynb #122ba07b
+def is_out_of_memory(error: BaseException) -> bool:
+    "Whether an error says that memory, of a GPU or of the computer, was too small."
+    words = "can't allocate memory", 'not enough memory', 'out of memory', 'bad_alloc'
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+def largest_batch(try_batch: Callable, # called with a number of pictures
+                  undo: Callable,      # called after each of these
+                  too_many: int        # pictures that did not fit
+                 ) -> int:             # 0: not even two
+    "Half of `too_many`, or a quarter, and so on: the first number that fits into memory."
+    n = too_many // 2
+    while n > 1: # batch norm cannot learn from one
+        try:
+            try_batch(n)
+            return n
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            undo()
+        n //= 2
+    return 0
+
+def out_of_memory_text(n: int, device: torch.device, fits: int) -> str:
+    "What is too large, and what to do."
+    text = f'{n} pictures at once do not fit into the memory of {device}. '
+    if not fits:
+        return text + ('Nor do two: take smaller pictures (size=) or a smaller network, or close '
+                       'other programs that use this memory.')
+    return text + (f'{fits} were tried, and do: make the loaders with batch_size={fits}. The model '
+                   'is as after the last whole step.')
 
 # %% ../nbs/04_one_cycle.ipynb #bd9e4114
 def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
@@ -444,10 +514,17 @@ def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
         raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} '
                          'layer groups: one for all, or one for each.')
 
-# %% ../nbs/04_one_cycle.ipynb #6c995c9c
+# %% ../nbs/04_one_cycle.ipynb #7b4990a6
+def _table_row(row: dict, metrics: Sequence[str]) -> list:
+    "A row of a history as it is shown."
+    minutes, seconds = divmod(round(row['time']), 60)
+    columns = 'epoch', 'train_loss', 'valid_loss', *metrics
+    return [*(row[name] for name in columns), f'{minutes:02}:{seconds:02}']
+
+# %% ../nbs/04_one_cycle.ipynb #b56ce7b4
 def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_entropy,
               metrics=(error_rate,), recorder=None, seed=None, show=True,
-              callbacks=()) -> Iterator[Recorder]:
+              callbacks=(), done=0) -> Iterator[Recorder]:
     "What `fit` does, in steps: after each one the recorder is given to the caller."
     optimizer = create_optimizer(model) if optimizer is None else optimizer
     recorder = Recorder() if recorder is None else recorder
@@ -460,8 +537,10 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     table = ResultsTable(['epoch', 'train_loss', 'valid_loss', *names, 'time'],
                          show and world().rank == 0)
     part, loaders = reuse_frozen(share_work(model), dls) # a frozen body's outputs are computed once
-    steps = iter(zip(*schedule))
-    for epoch in range(epochs):
+    steps = islice(zip(*schedule), done * len(loaders.train), None)
+    for row in recorder.history[len(recorder.history) - done:]:
+        table.add(_table_row(row, names))
+    for epoch in range(done, epochs):
         start, position, total, seen = time.perf_counter(), recorder.position, 0.0, 0
         epoch_seed = None if seed is None else seed + 1_000_003 * (recorder.epochs_begun + 1)
         recorder.epochs_begun += 1
@@ -470,12 +549,12 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
             for i, (x, y) in enumerate(table.progress(loaders.train), 1):
                 lrs, moms = next(steps)
                 set_rates(optimizer, lrs, moms)
-                statistics = [b.clone() for b in part.buffers()]
-                loss = loss_func(part(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                _keep_finite(part, loss.item(), statistics,
-                             f'at step {i} of epoch {epoch}, rates {lrs}')
+                with whole_step(part, x, y, loss_func):
+                    loss = loss_func(part(x), y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    _check_finite(part, loss.item(), f'at step {i} of epoch {epoch}, rates {lrs}',
+                                  loaders.train)
                 optimizer.step()
                 recorder.steps.append(Step(loss.item(), lrs, moms,
                                            position + i / len(loaders.train)))
@@ -483,17 +562,35 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
                 yield recorder
             scores, targets = get_predictions(part, loaders.valid)
             values = measure(scores, targets, loss_func, metrics)
-        row = dict(zip(['train_loss', 'valid_loss', *names], [total / seen, *values]))
-        row['time'] = time.perf_counter() - start
-        recorder.history.append({'phase': phase, 'epoch': epoch,
-                                 'position': recorder.position, **row})
+        row = {'phase': phase, 'epoch': epoch, 'position': recorder.position,
+               **dict(zip(['train_loss', 'valid_loss', *names], [total / seen, *values])),
+               'time': time.perf_counter() - start}
+        recorder.history.append(row)
         recorder.answers.append(get_answers(scores, targets))
-        minutes, seconds = divmod(round(row['time']), 60)
-        table.add([epoch, *list(row.values())[:-1], f'{minutes:02}:{seconds:02}'])
+        table.add(_table_row(row, names))
         if any([callback(model, recorder) for callback in callbacks]): # each is called
             return
 
-# %% ../nbs/04_one_cycle.ipynb #0cd1f319
+# %% ../nbs/04_one_cycle.ipynb #e9390f1c
+@contextlib.contextmanager
+def late_interrupt():
+    "Inside, the first Ctrl-C only sets the event that is given; the second stops at once."
+    asked = threading.Event()
+    def note(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and callable(before)
+    if ours: # in other threads Python allows no handler; elsewhere Ctrl-C may be switched off
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+# %% ../nbs/04_one_cycle.ipynb #0b664ab9
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train`, `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -504,13 +601,20 @@ def fit(model: nn.Module,                    # only what is not frozen learns
         recorder: Recorder | None = None,    # to go on with; default a new one
         seed: int | None = None,             # makes the run repeatable to the bit
         show: bool = True,                   # print the table
-        callbacks: Sequence[Callable] = ()   # called (model, recorder) after each epoch; True: stop
+        callbacks: Sequence[Callable] = (),  # called (model, recorder) after each epoch; True: stop
+        done: int = 0                        # epochs of these that were trained before
        ) -> Recorder:
     "Train for some epochs; after each one, measure on the validation pictures."
     recorder = Recorder() if recorder is None else recorder
-    for _ in fit_steps(model, dls, epochs, schedule, optimizer, loss_func, metrics, recorder, seed,
-                       show, callbacks):
-        pass
+    with late_interrupt() as asked:
+        def stop_if_asked(*_):
+            if asked.is_set():
+                raise KeyboardInterrupt
+        steps = fit_steps(model, dls, epochs, schedule, optimizer, loss_func, metrics, recorder,
+                          seed, show, [*callbacks, stop_if_asked], done)
+        with contextlib.closing(steps): # so that it puts all in order, now
+            for _ in steps:
+                stop_if_asked()
     return recorder
 
 # %% ../nbs/04_one_cycle.ipynb #8f940125

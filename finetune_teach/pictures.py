@@ -262,7 +262,9 @@ class ImageLoader:
         return x.sub_(self.shift).div_(self.scale)
 
     def __iter__(self):
-        for plan in self.plans(): yield self.load(plan), self.labels[plan.index].to(self.device)
+        for plan in self.plans():
+            self.last_plan = plan  # for a message, should this batch make trouble
+            yield self.load(plan), self.labels[plan.index].to(self.device)
 
 # %% ../nbs/00_pictures.ipynb #pictures-067
 def few(things, most=5):
