@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['cnn_learner', 'PRECISIONS', 'default_device', 'Prediction', 'Learner', 'vision_learner', 'check_body', 'has_bf16',
-           'set_precision', 'summary', 'count_parameters', 'save_learner', 'SavedModel', 'read_saved', 'load_into',
-           'optimizer_state', 'load_learner']
+           'set_precision', 'summary', 'count_parameters', 'check_description', 'build', 'load_learner']
 
-# %% ../nbs/06_fine_tuning.ipynb #a0d8a40a
-import contextlib
+# %% ../nbs/06_fine_tuning.ipynb #b259baff
 import json
 import os
 import warnings
@@ -17,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,8 +28,10 @@ from .one_cycle import (
 from .pictures import load_picture, new_axes
 from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
-from .processes import by_first_process, own_device, world
+from .processes import own_device, world
 from .random_head import check_head, create_head, modes_kept, seeded
+from .saving import (
+    Checkpoint, SavedModel, check_fits, damaged, describe_call, load_into, read_saved, save_model)
 
 # %% ../nbs/06_fine_tuning.ipynb #54b1140e
 def default_device() -> str:
@@ -51,7 +49,7 @@ def describe_pictures(dls) -> dict:
              if hasattr(dls, key)}
     return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples
 
-# %% ../nbs/06_fine_tuning.ipynb #a1bc1239
+# %% ../nbs/06_fine_tuning.ipynb #68dc3bc1
 class _Freezable:
     "The first third of the `Learner`: what it holds, and freezing."
     def __init__(self,
@@ -66,6 +64,7 @@ class _Freezable:
                  seed: int | None = None,    # makes training repeatable to the bit
                  device: str | torch.device | None = None, # default: a GPU if there is one
                  show: bool = True,          # show the table of results while training
+                 checkpoint: str | os.PathLike | None = None, # file to keep the training in
                  description: dict | None = None): # how the model was built; goes into saved files
         self.device = torch.device(device or default_device())
         self.dls, self.model = dls, model.to(self.device)
@@ -75,6 +74,8 @@ class _Freezable:
         self.description = description or describe_pictures(dls)
         self.recorder = Recorder(group_names=[group.name for group in layer_groups(model)])
         self.optimizer = create_optimizer(model, wd)
+        self.checkpoint = None if checkpoint is None else Checkpoint(
+            checkpoint, self.model, self.optimizer, self.recorder, self.description)
 
     def steps(self, n_epoch: int) -> int:
         "How many batches `n_epoch` epochs have."
@@ -104,7 +105,7 @@ class _Freezable:
         "Let everything learn."
         self.freeze_to(0)
 
-# %% ../nbs/06_fine_tuning.ipynb #d036169d
+# %% ../nbs/06_fine_tuning.ipynb #51f54132
 class _Trainable(_Freezable):
     "The second third of the `Learner`: training."
     def one_cycle_schedule(self, n_epoch: int, lr_max=None, div: float = 25.0,
@@ -139,9 +140,17 @@ class _Trainable(_Freezable):
              callbacks: Sequence[Callable]) -> None:
         if reset_opt:
             self.optimizer.state.clear()
-        set_weight_decay(self.optimizer, self.wd if wd is None else wd)
-        fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func, self.metrics,
-            self.recorder, self.seed, self.show, callbacks)
+        wd, done = self.wd if wd is None else wd, 0
+        set_weight_decay(self.optimizer, wd)
+        if self.checkpoint:
+            done = self.checkpoint.begin(
+                describe_call(self.model, self.dls, n_epoch, schedule, self.seed, wd), callbacks)
+            callbacks = [self.checkpoint]
+        if done and self.show:
+            print(f'{self.checkpoint.path}: {done} of {n_epoch} epochs were done before.')
+        if done < n_epoch:
+            fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
+                self.metrics, self.recorder, self.seed, self.show, callbacks, done)
 
     def fine_tune(self,
                   epochs: int,             # with everything unfrozen
@@ -178,7 +187,7 @@ class Prediction(NamedTuple):
     label: str                  # the class with the highest probability
     probabilities: torch.Tensor # float32 C, in the order of the classes
 
-# %% ../nbs/06_fine_tuning.ipynb #40867dfd
+# %% ../nbs/06_fine_tuning.ipynb #2f1625e4
 class Learner(_Trainable):
     "A model, pictures, an optimiser and the history of training, in one place."
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
@@ -219,14 +228,21 @@ class Learner(_Trainable):
         return summary(self.model, next(iter(self.loaders.valid))[0][:2])
 
     def save(self, name: str | os.PathLike) -> Path:
-        "Write weights, optimiser and frozen state to `name`.safetensors; returns the path."
-        return save_learner(self, name)
+        "Write all that training needs to go on to `name`.safetensors; returns the path."
+        return save_model(name, self.model, self.optimizer, self.recorder, self.description)
+
+    def export(self, name: str | os.PathLike) -> Path:
+        "The same without the optimiser: all that `load_learner` needs to predict."
+        return save_model(name, self.model, None, self.recorder, self.description)
 
     def load(self, name: str | os.PathLike, with_opt: bool = True) -> 'Learner':
         "Read what `save` wrote; architecture and classes must be the same."
-        return load_into(self, name, with_opt)
+        optimizer = self.optimizer if with_opt else None
+        load_into(read_saved(name), self.model, optimizer, self.description)
+        self.optimizer.state.clear() if optimizer is None else None
+        return self
 
-# %% ../nbs/06_fine_tuning.ipynb #81027916
+# %% ../nbs/06_fine_tuning.ipynb #5b36d784
 def vision_learner(dls,                      # `ImageLoaders`
                    arch: Callable | str | nn.Module = tiny_resnet, # builder, name, or ready network
                    *,
@@ -238,7 +254,7 @@ def vision_learner(dls,                      # `ImageLoaders`
                    metrics: Callable | Sequence[Callable] = error_rate,
                    seed: int | None = None,  # makes head and training repeatable to the bit
                    device: str | None = None, # default: a GPU if there is one
-                   **kwargs                  # to `Learner`: loss_func, lr, wd, moms, train_bn, show
+                   **kwargs                  # to `Learner`: loss_func, wd, show, checkpoint, ...
                   ) -> Learner:
     "A learner with a pretrained, frozen body and a random head."
     if 'pretrained' in kwargs:
@@ -375,118 +391,56 @@ def count_parameters(module: nn.Module) -> tuple[int, int]: # in all, and those 
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
-# %% ../nbs/06_fine_tuning.ipynb #256654c1
-_FORMAT = 'finetune_teach 1' # of the files that `save` writes
+# %% ../nbs/06_fine_tuning.ipynb #870d9469
+def check_description(saved: SavedModel) -> dict:
+    "The description of a saved model; a `ValueError` if no model can be built from it."
+    about = saved.description
+    def are(kind, values, n=None):
+        return isinstance(values, list) and all(isinstance(v, kind) for v in values) and (
+            n in (None, len(values)))
+    head = about.get('head')
+    good = {
+        'arch': isinstance(about.get('arch'), str),
+        'classes': are(str, about.get('classes')) and len(about['classes']) > 1,
+        'size': isinstance(about.get('size'), int) and 0 < about['size'] <= 4096,
+        'mean': are(float, about.get('mean'), 3),
+        'std': are(float, about.get('std'), 3) and min(about['std']) > 0,
+        'precision': about.get('precision', 'fp32') in PRECISIONS,
+        'head': head is None or isinstance(head, dict) and head.keys() == {'hidden', 'dropout'}
+        and are(int, head['hidden']) and len(head['hidden']) < len(saved.tensors)
+        and isinstance(head['dropout'], (int, float))}
+    if bad := [key for key, fine in good.items() if not fine]:
+        raise damaged(saved.path, f'no model can have {bad[0]}={str(about.get(bad[0]))[:80]}')
+    return about
 
-def _file(name: str | os.PathLike) -> Path:
-    path = Path(name)
-    return path if path.suffix == '.safetensors' else path.with_name(path.name + '.safetensors')
+def build(saved: SavedModel, arch: nn.Module | None, head: nn.Module | None) -> nn.Sequential:
+    "The network that a file describes, with random weights."
+    about = check_description(saved)
+    body = create_body(about['arch'] if arch is None else arch, None)
+    if head is None:
+        head = create_head(body.num_features, len(about['classes']), **about['head'])
+    return nn.Sequential(set_precision(body, about.get('precision', 'fp32')), head)
 
-@by_first_process
-def save_learner(learn: Learner, name: str | os.PathLike) -> Path:
-    "Write weights, optimiser, frozen state and description to `name`.safetensors."
-    path = _file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f'model.{k}': t for k, t in learn.model.state_dict().items()}
-    for i, state in learn.optimizer.state_dict()['state'].items():
-        tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(t) for k, t in state.items()}
-    tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-    learns = [name for name, p in learn.model.named_parameters() if p.requires_grad]
-    about = {'format': _FORMAT, 'description': json.dumps(learn.description),
-             'learns': json.dumps(learns)}
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        safetensors.torch.save_file(tensors, aside, about)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-# %% ../nbs/06_fine_tuning.ipynb #123516b2
-class SavedModel(NamedTuple):
-    "What a file of `Learner.save` holds."
-    path: Path
-    tensors: dict[str, torch.Tensor] # 'model.*' and 'optimizer.*'
-    description: dict                # how the model was built
-    learns: list[str]                # names of the parameters that were not frozen
-
-def read_saved(name: str | os.PathLike) -> SavedModel:
-    "Read a file that `Learner.save` wrote; no code in it is run."
-    path = _file(name)
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob('*.safetensors')) or 'none'
-        raise FileNotFoundError(f'there is no saved model {path}. '
-                                f'Saved models in that folder: {beside}.')
-    try:
-        with safetensors.safe_open(path, 'pt') as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is damaged, or no saved model: {error}. '
-                         'Save it again.') from error
-    if about.get('format') != _FORMAT or not {'description', 'learns'} <= about.keys():
-        raise ValueError(f'{path} was not written by Learner.save of this version of '
-                         'finetune_teach '
-                         f'(its format is {about.get("format")!r}, not {_FORMAT!r}).')
-    return SavedModel(path, tensors, json.loads(about['description']), json.loads(about['learns']))
-
-# %% ../nbs/06_fine_tuning.ipynb #531b4e5f
-def load_into(learn: Learner, name: str | os.PathLike, with_opt: bool = True) -> Learner:
-    "Put a saved model's weights, optimiser and frozen state into `learn`, all or nothing."
-    path, tensors, description, learns = read_saved(name)
-    for key in ('arch', 'classes'):
-        if description.get(key) != learn.description.get(key):
-            raise ValueError(f'{path} has other {key}: {description.get(key)} in the file, '
-                             f'{learn.description.get(key)} here. Nothing was loaded.')
-    weights = {k.removeprefix('model.'): t for k, t in tensors.items() if k.startswith('model.')}
-    shapes, here = ({k: tuple(t.shape) for k, t in d.items()}
-                    for d in (weights, learn.model.state_dict()))
-    if differ := sorted(k for k in shapes | here if shapes.get(k) != here.get(k)):
-        raise ValueError(f'{path} does not fit this model: {len(differ)} tensors differ, for '
-                         f'instance {differ[0]}: {shapes.get(differ[0], "none")} in the file, '
-                         f'{here.get(differ[0], "none")} here. Nothing was loaded.')
-    state = optimizer_state(learn.optimizer, tensors, path) if with_opt else {}
-    learn.model.load_state_dict(weights)
-    learn.unfreeze()
-    for parameter_name, parameter in learn.model.named_parameters():
-        parameter.requires_grad_(parameter_name in learns)
-    learn.optimizer.load_state_dict({**learn.optimizer.state_dict(), 'state': state})
-    return learn
-
-def optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict, path: Path) -> dict:
-    "The saved memory of earlier gradients, by number of the parameter, in torch's form."
-    parameters = [p for group in optimizer.param_groups for p in group['params']]
-    state = {}
-    for key, tensor in tensors.items():
-        if key.startswith('optimizer.'):
-            _, i, what = key.split('.')
-            parameter = parameters[int(i)] if int(i) < len(parameters) else None
-            wanted = None if parameter is None else parameter.shape
-            if what != 'step' and tensor.shape != wanted:
-                raise ValueError(f'{path} does not fit this model: {key} has the shape '
-                                 f'{tuple(tensor.shape)}, not {wanted}. Nothing was loaded.')
-            if what != 'step': # its numbers have to lie in the order of the parameter's
-                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-            state.setdefault(int(i), {})[what] = tensor
-    return state
-
-# %% ../nbs/06_fine_tuning.ipynb #61f72525
-def load_learner(name: str | os.PathLike,        # what `Learner.save` wrote
+# %% ../nbs/06_fine_tuning.ipynb #becd198f
+def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.export` wrote
                  arch: nn.Module | None = None,  # the network, where it was one of your own
                  head: nn.Module | None = None,  # the head, where it was one of your own
                  device: str | None = None
                 ) -> Learner: # without loaders: it can `predict`
     "Build a saved model from its file alone."
-    path, _, description, _ = read_saved(name)
-    try:
-        body = create_body(description.get('arch') if arch is None else arch, None)
-    except ValueError as error:
-        raise ValueError(f'{path} holds a network of your own, {description.get("arch")}: '
-                         'build it and pass it as arch=.') from error
-    if head is None and description.get('head') is None:
+    saved = read_saved(name)
+    path, about = saved.path, check_description(saved)
+    if head is None and about['head'] is None:
         raise ValueError(f'{path} holds a head of your own: build it and pass it as head=.')
-    if head is None:
-        head = create_head(body.num_features, len(description['classes']), **description['head'])
-    set_precision(body, description.get('precision', 'fp32'))
-    learn = Learner(None, nn.Sequential(body, head), device=device, description=description)
-    return load_into(learn, path)
+    try:
+        if arch is None:
+            find_builder(about['arch'])
+    except ValueError as error:
+        raise ValueError(f'{path} holds a network of your own, {about["arch"]}: '
+                         'build it and pass it as arch=.') from error
+    with torch.device('meta'):
+        check_fits(saved, build(saved, arch, head))
+    learn = Learner(None, build(saved, arch, head), device=device, description=about)
+    load_into(saved, learn.model, learn.optimizer)
+    learn.recorder.history = saved.history
+    return learn

@@ -76,13 +76,25 @@ class KeepBest:
         self.recorder, self.epoch, self.weights, self.cost = None, None, None, math.inf
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> None:
-        if recorder is not self.recorder: # another run: what was kept is of no use to it
+        if self.recorder is not None and recorder is not self.recorder: # another run: what was kept is of no use to it
             self.__init__(self.key, self.lowest)
-            self.recorder = recorder
+        self.recorder = recorder
         cost = _costs(recorder.history[-1:], self.key, self.lowest)[0]
         if cost < self.cost: # of equal ones the first
             self.epoch, self.cost = len(recorder.history) - 1, cost
             self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        "What a checkpoint keeps of it."
+        found = torch.tensor([self.cost, -1 if self.epoch is None else self.epoch]).double()
+        return {'best': found, **{f'weights.{k}': t for k, t in (self.weights or {}).items()}}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        "Go on from what `state_dict` gave; the weights go back to where they came from."
+        self.cost, epoch = state['best'].tolist()
+        self.epoch = int(epoch) if epoch >= 0 else None
+        self.weights = {k.removeprefix('weights.'): t for k, t in state.items()
+                        if k != 'best'} or None
 
     def restore(self, model: nn.Module) -> nn.Module: # the same model
         "Put the kept weights and batch-norm statistics back; nothing else changes."

@@ -619,7 +619,7 @@ def memory_of_another_shape(tmp_path, make_learner):
     (other_names_of_classes, 'classes'), (other_head_width, 'tensors differ.*1\\.'),
     (other_head_depth, 'tensors differ.*1\\.'),
     (damaged, 'damaged'), (cut_off, 'damaged'), (empty, 'damaged'),
-    (foreign, 'not written by Learner.save'), (foreign_with_our_number, ''), (pickled, 'damaged'),
+    (foreign, 'not written by finetune_teach'), (foreign_with_our_number, ''), (pickled, 'damaged'),
     (memory_of_another_shape, '')], ids=lambda v: getattr(v, '__name__', ''))
 def test_load_refuses(make_learner, tmp_path, make, told):
     path = make(tmp_path, make_learner)
