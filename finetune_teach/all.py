@@ -17,6 +17,7 @@ from .random_head import *
 from .freezing import *
 from .one_cycle import *
 from .lr_finder import *
+from .saving import *
 from .fine_tuning import *
 from .overfitting import *
 from .what_it_learned import *

@@ -427,14 +427,15 @@ def phase_name(model: nn.Module) -> str:
 class NotFinite(ValueError):
     "A loss or a gradient is no number: a step with it would spoil the weights."
 
-def _check_finite(part: nn.Module, loss: float, where: str, loader) -> None:
+def _check_finite(part: nn.Module, loss: float, where: str, lrs: tuple, loader) -> None:
     "A `NotFinite` error unless the loss and all gradients are numbers."
     gradients = [p.grad.sum() for p in part.parameters() if p.grad is not None]
     if math.isfinite(loss) and torch.stack(gradients).sum().isfinite():
         return
     what = 'the gradient' if math.isfinite(loss) else f'the loss ({loss})'
-    raise NotFinite(f'{what} is no longer a finite number {where}. The weights are those before '
-                    'this step. Train with a lower learning rate (lr_find helps), or look for '
+    rates = ', '.join(f'{lr:.3g}' for lr in lrs)
+    raise NotFinite(f'{what} is no longer a finite number {where}, rates {rates}. The weights are '
+                    'those before this step. Train with a lower learning rate (lr_find helps), or look for '
                     f'pictures or labels that are not numbers.{batch_names(loader)}')
 
 def batch_names(loader) -> str:
@@ -553,7 +554,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
                     loss = loss_func(part(x), y)
                     optimizer.zero_grad()
                     loss.backward()
-                    _check_finite(part, loss.item(), f'at step {i} of epoch {epoch}, rates {lrs}',
+                    _check_finite(part, loss.item(), f'at step {i} of epoch {epoch}', lrs,
                                   loaders.train)
                 optimizer.step()
                 recorder.steps.append(Step(loss.item(), lrs, moms,

@@ -8,12 +8,13 @@ __all__ = ['FORMAT', 'HEADER_LIMIT', 'PACKAGES', 'whole_file', 'file_name', 'dig
            'show_versions', 'difference', 'check_same', 'check_fits', 'optimizer_state', 'load_into', 'describe_call',
            'check_call', 'Checkpoint']
 
-# %% ../nbs/05_saving.ipynb #e72ec4d5
+# %% ../nbs/05_saving.ipynb #199825e5
 import contextlib
 import hashlib
 import json
 import os
 import platform
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -31,17 +32,22 @@ from .one_cycle import (
     Answers, Phase, Recorder, Schedule, Step, create_optimizer, phase_name)
 from .pretrained_body import checksum
 from .processes import by_first_process
-from .random_head import random_state, set_random_state
+from .random_head import keep_random_state, random_state, set_random_state
 
-# %% ../nbs/05_saving.ipynb #623a35dc
+# %% ../nbs/05_saving.ipynb #05fada47
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike):
     "Gives a path to write to; afterwards that file is at `path`, or, after an error, the old one is."
     path = Path(path)
-    aside = path.with_name(f'.{path.name}.part')
+    if path.is_dir():
+        raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
+    beside = path.with_name(f'.{path.name}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
+        shutil.rmtree(beside, ignore_errors=True) # of a program that was killed
+        beside.mkdir()
+        yield (aside := beside / path.name)
+        os.chmod(aside, beside.stat().st_mode & 0o666) # safetensors would let nobody else read it
         with open(aside, 'rb+') as file:
             os.fsync(file.fileno()) # on the disk, not only on its way there
         os.replace(aside, path)
@@ -50,8 +56,17 @@ def whole_file(path: str | os.PathLike):
         raise OSError(f'{path} cannot be written: {error}. {kept} Make room, or choose another '
                       'folder.') from error
     finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+# %% ../nbs/05_saving.ipynb #1911af29
+class _OnlyATrial(Exception):
+    "Raised so that nothing is replaced."
+
+def check_writable(path: Path) -> None:
+    "An `OSError` if no file can be written at `path`."
+    with contextlib.suppress(_OnlyATrial), whole_file(path) as aside:
+        aside.write_bytes(b'x')
+        raise _OnlyATrial
 
 # %% ../nbs/05_saving.ipynb #b46ab334
 FORMAT = 'finetune_teach 2' # of the files that are written here; those of format 1 can be read
@@ -310,7 +325,7 @@ def random_from(tensors: dict[str, torch.Tensor]) -> tuple:
             cuda if len(cuda) == len(now[3]) else now[3],
             now[4] if now[4] is None else tensors.get('random.mps', now[4]))
 
-# %% ../nbs/05_saving.ipynb #6dbfcdd1
+# %% ../nbs/05_saving.ipynb #6d4241fe
 def describe_call(model: nn.Module, dls, epochs: int, schedule: Schedule,
                   seed: int | None = None, wd: float | None = None) -> dict:
     "What has to be the same if a call of `fit` is to be gone on with."
@@ -323,7 +338,7 @@ def describe_call(model: nn.Module, dls, epochs: int, schedule: Schedule,
     rates = checksum({'rates': torch.tensor(schedule.lrs, dtype=torch.float64),
                       'momenta': torch.tensor(schedule.moms, dtype=torch.float64)})
     return {'epochs': epochs, 'steps': len(schedule.lrs), 'layers': phase_name(model),
-            'highest rate': f'{max(map(max, schedule.lrs)):.6g}', 'schedule': rates[:12],
+            'highest rate': f'{max(map(max, schedule.lrs)):.3g}', 'schedule': rates[:12],
             'seed': seed, 'weight decay': wd, 'pictures': pictures.hexdigest()[:12]}
 
 def check_call(path: Path, number: int, before: dict, now: dict) -> None:
@@ -334,7 +349,7 @@ def check_call(path: Path, number: int, before: dict, now: dict) -> None:
                          'same calls as before to go on from it; to begin anew, delete it or name '
                          'another file. Nothing was changed.')
 
-# %% ../nbs/05_saving.ipynb #533dbf2c
+# %% ../nbs/05_saving.ipynb #c299cf9d
 class _Run:
     "The first half of `Checkpoint`: the file."
     def __init__(self, name: str | os.PathLike, model: nn.Module,
@@ -373,8 +388,10 @@ class _Run:
         saved = read_saved(self.path)
         try:
             recorder, state = recorder_from(saved), random_from(saved.tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self.path, f'a part of the training is missing, {error}') from error
+            with keep_random_state():
+                set_random_state(state) # a trial
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise damaged(self.path, f'a part of the training is missing or wrong, {error}') from error
         load_into(saved, self.model, self.optimizer, self.description)
         vars(self.recorder).update(vars(recorder))
         set_random_state(state)

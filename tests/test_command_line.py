@@ -10,12 +10,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from PIL import Image
 
+from finetune_teach import one_cycle, saving
 from finetune_teach.__main__ import INSTALL, main, notebooks_folder
 from finetune_teach.drawing import draw_pet
 from finetune_teach.fine_tuning import load_learner
+from finetune_teach.saving import read_saved
 
 
 @pytest.fixture
@@ -187,3 +190,52 @@ def test_written_notebook_runs_outside_the_checkout(name, tmp_path):
     NotebookClient(notebook, timeout=300, kernel_name='python3',
                    resources={'metadata': {'path': tmp_path}}).execute()
     assert any(cell.get('outputs') for cell in notebook.cells)
+
+
+# Long runs
+
+def test_train_goes_on_after_a_stop(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ['train', str(photos), '--epochs', '2', '--size', '32', '--checkpoint', 'run']
+    assert main([*command, '--out', 'straight']) == 0
+    os.remove('run.safetensors')
+    whole, batches = one_cycle.whole_step, []
+    def stopping(*args):
+        batches.append(1)
+        if len(batches) == 3: # the first is the frozen epoch's, the second the next epoch's
+            raise KeyboardInterrupt
+        return whole(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(one_cycle, 'whole_step', stopping)
+        assert main([*command, '--out', 'half']) == 130
+    assert Path('half.safetensors').exists() and Path('run.safetensors').exists()
+    assert main([*command, '--out', 'again']) == 0
+    assert 'run.safetensors: 1 of 2 epochs were done before' in capsys.readouterr().out
+    straight, again = (read_saved(name).tensors for name in ('straight', 'again'))
+    assert straight.keys() == again.keys() and all(straight[k].equal(again[k]) for k in straight)
+
+
+def test_a_place_that_cannot_be_written_is_said_first(photos, tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert main(['train', str(photos), '--out', str(tmp_path / 'file' / 'model')]) == 2
+    printed = capsys.readouterr()
+    assert 'model.safetensors cannot be written' in printed.err and 'epoch' not in printed.out
+
+
+def test_a_model_that_cannot_be_saved_is_saved_elsewhere(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = saving.os.replace
+    def replace(source, target):
+        if str(target) == 'model.safetensors':
+            raise OSError(28, 'No space left on device')
+        return whole(source, target)
+    monkeypatch.setattr(saving.os, 'replace', replace)
+    assert main(['train', str(photos), '--epochs', '1', '--size', '32']) == 0
+    printed = capsys.readouterr()
+    assert 'No space left on device' in printed.err
+    assert read_saved(re.search('The model is saved in (.*)[.]', printed.out)[1]).history
+
+
+def test_versions_for_a_bug_report(capsys):
+    assert main(['versions']) == 0
+    assert torch.__version__.split('+')[0] in capsys.readouterr().out
