@@ -804,6 +804,18 @@ def test_too_little_memory_names_a_batch_that_fits(error, most, told):
     assert same_bits(before, state(model)) and all(p.grad is None for p in model.parameters())
 
 
+def test_too_little_memory_while_features_are_computed(make_learner):
+    def full(module, inputs):
+        if len(inputs[0]) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    learn = make_learner()
+    learn.model[0].conv1.register_forward_pre_hook(full)
+    before = state(learn.model)
+    with pytest.raises(MemoryError, match='batch_size of half'):
+        learn.fit(1, 1e-3)
+    assert same_bits(before, state(learn.model))
+
+
 TOO_LARGE = '''
 import resource, torch
 from torch import nn
