@@ -445,8 +445,9 @@ def batch_names(loader) -> str:
     if plan is None:
         return ''
     places = plan.index.tolist()
-    names = [f'  {files[i]}' if files else f'  training picture {i}' for i in places]
-    return '\n'.join(['\nThis batch was:', *names])
+    if not files:
+        return f' This batch was made of the pictures {", ".join(map(str, places))}.'
+    return '\n'.join(['\nThis batch was made of:', *(f'  {files[i]}' for i in places)])
 
 # %% ../nbs/04_one_cycle.ipynb #67d14a30
 @contextlib.contextmanager

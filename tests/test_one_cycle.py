@@ -760,7 +760,7 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
         order.append(learn.dls.train.last_plan.index.tolist())
         return F.cross_entropy(scores, y) * (float('nan') if len(order) == 2 else 1)
     learn.loss_func = loss
-    with pytest.raises(NotFinite, match=r'(?s)loss \(nan\).*step 2 of epoch 0, rates .*This batch was:') as error:
+    with pytest.raises(NotFinite, match=r'(?s)loss \(nan\).*step 2 of epoch 0, rates .*This batch was made of:') as error:
         learn.fit_one_cycle(1, 1e-3)
     named = re.findall(r'train/(\d+).jpg', str(error.value))
     assert [int(n) for n in named] == order[1] and len(named) == 16
@@ -770,7 +770,7 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
 def test_pictures_without_files_are_numbered(pets, make_learner):
     learn = make_learner()
     learn.loss_func = lambda scores, y: F.cross_entropy(scores, y) * float('inf')
-    with pytest.raises(NotFinite, match=r'(?s)inf.*This batch was:\n  training picture \d+'):
+    with pytest.raises(NotFinite, match=r'inf.*This batch was made of the pictures \d+, \d+'):
         learn.fit_one_cycle(1, 1e-3)
 
 
