@@ -22,7 +22,8 @@ except ImportError: # Python 3.10, where pytest brings the same under this name
 ROOT = Path(__file__).parent.parent
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT / 'settings.ini')
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+PROJECT, TOOLS = PYPROJECT['project'], PYPROJECT['tool']
 
 
 def test_module_is_what_the_notebooks_export(tmp_path):
@@ -62,12 +63,23 @@ def test_workflows_run_what_the_readme_says():
     matrix = test['test']['strategy']['matrix']
     assert {name.split('-')[0] for name in matrix['os']} == {'ubuntu', 'macos', 'windows'}
     assert matrix['python'][0] == SETTINGS['DEFAULT']['min_python']
-    assert [step for step in test['test']['steps'] if step.get('run') == command]
+    assert matrix['python'] == [f'3.{n}' for n in range(10, 10 + len(matrix['python']))], 'none is left out'
+    runs = [(step['run'].split(' #')[0], step.get('if', '')) for step in test['test']['steps'] if 'run' in step]
+    at = runs.index((command, ''))
+    (slow, where), = runs[at + 1:]
+    assert slow == 'pytest -m slow' and set(re.findall(r"'([^']+)'", where)) <= {*matrix['os'], *matrix['python']}
     steps = [step for job in [*test.values(), *site.values()] for step in job['steps']]
     assert [step for step in steps if 'nbdev_docs' in step.get('run', '')]
     assert [step for step in steps if step.get('with', {}).get('path') == SETTINGS['DEFAULT']['doc_path']]
     for step in steps: # actions are named with their major version
         assert ('uses' in step) != ('run' in step) and re.search(r'@v\d+$', step.get('uses', '@v0')), step
+
+
+def test_the_readmes_command_leaves_out_what_is_slow_and_ci_does_not():
+    options = TOOLS['pytest']['ini_options']
+    assert '-m "not slow"' in options['addopts'] and [m for m in options['markers'] if m.startswith('slow:')]
+    assert '`pytest -m slow`' in (ROOT / 'README.md').read_text()
+    assert (ROOT / '.ci/run').read_text().endswith('\nbash -c "$command"\npytest -m slow\n')
 
 
 def test_installed_module_needs_only_what_it_declares():
