@@ -6,7 +6,7 @@
 __all__ = ['suggest_valley', 'suggest_steep', 'suggest_minimum', 'LRFinder', 'plot_lr_find', 'lr_find', 'Preview', 'Trials',
            'plot_previews', 'plot_choice', 'LRPicker', 'pick_lr']
 
-# %% ../nbs/05_lr_finder.ipynb #1f828d0a
+# %% ../nbs/05_lr_finder.ipynb #9b85095e
 import asyncio
 import copy
 import html
@@ -24,7 +24,7 @@ from torch import nn
 
 from .freezing import FeatureLoader, layer_groups, reuse_frozen
 from .one_cycle import (
-    Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
+    NotFinite, Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
     metric_names, one_cycle, rate_axis, set_rates, set_weight_decay, smooth, spread_lrs)
 from .pictures import COLOURS, new_axes
 from .processes import share_work
@@ -244,7 +244,7 @@ class Preview(NamedTuple):
     recorder: Recorder # losses of each step, and a row for each epoch
     problem: str = ''  # why it ended early
 
-# %% ../nbs/05_lr_finder.ipynb #2e782ff4
+# %% ../nbs/05_lr_finder.ipynb #7d83095b
 class Trials:
     "Trains copies of a model as it is now, all with the same random numbers."
     def __init__(self, model, dls, optimizer=None, epochs=3, loss_func=F.cross_entropy,
@@ -288,7 +288,7 @@ class Trials:
                                          self.loss_func, self.metrics, preview.recorder,
                                          self.seed, show=False)):
                 yield preview
-        except ValueError as error: # for instance: the loss is no number any more
+        except NotFinite as error: # too high a rate; any other error is none of this one's
             preview = preview._replace(problem=str(error))
         yield preview
 
@@ -426,7 +426,7 @@ def plot_choice(finder: LRFinder,
     ax.set_title(f'Learning-rate finder: {rate_text(lr)} chosen')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #999cbdae
+# %% ../nbs/05_lr_finder.ipynb #2c78292f
 class LRPicker(_RatePicker):
     "The finder's curve with a slider, and previews of training; `.lr` is the choice."
     def __init__(self, finder: LRFinder, trials: Trials | None = None): # None: no previews
@@ -509,7 +509,7 @@ class LRPicker(_RatePicker):
         self.ages[k:k + 1], self.previews[k:k + 1] = [max(self.ages, default=0) + 1], [preview]
         self.newest = k
         self.bar.value = len(preview.recorder.steps)
-        result = preview.problem.split('.')[0]
+        result = preview.problem.split('. ')[0].rstrip('.') # rates have dots, too
         if not result:
             metric = list(self.trials.before)[-1]
             value = preview.recorder.history[-1][metric]

@@ -410,6 +410,18 @@ def test_a_rate_that_explodes_is_shown_as_far_as_it_came(make_learner):
     assert labels == ['1e+30 (broke off)'] or labels == ['1e30 (broke off)']
 
 
+def test_an_error_in_a_metric_is_an_error_and_not_a_rate_that_broke_off(make_learner):
+    picker = pick_lr(make_learner(), num_it=12, epochs=1)
+    def fails(scores, targets):
+        raise ValueError('wrong labels')
+    picker.trials.metrics = [fails]
+    with pytest.raises(ValueError, match='wrong labels'):
+        picker.preview(1e-2)
+    picker.take(3e-3)  # as with the slider
+    assert 'the metric fails failed' in picker.error.value and 'wrong labels' in picker.error.value
+    assert len(picker.previews) == 1, 'only the one from before'
+
+
 def test_four_previews_stay_the_oldest_goes(make_learner):
     picker = pick_lr(make_learner(), num_it=12, epochs=1)
     assert picker.lr not in [2e-5, 1e-4, 1e-3, 1e-2]
