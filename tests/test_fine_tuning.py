@@ -61,6 +61,7 @@ def test_the_lesson_with_tiny_resnet(tmp_path, monkeypatch):
     run_lesson(tmp_path, monkeypatch, resnet34=tiny_resnet)
 
 
+@pytest.mark.slow
 def test_the_lesson_with_resnet34_from_torchvisions_cache(tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError('the file lies in the cache')
