@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,7 +36,7 @@ from .freezing import NORMS, layer_groups, reuse_frozen
 from .pictures import COLOURS, new_axes
 from .pretrained_body import get_features
 from .processes import share_work, world
-from .random_head import seeded
+from .random_head import not_repeatable, seeded
 from .widgets import Explorer, log_slider, slider, two_digits
 
 # %% ../nbs/04_one_cycle.ipynb #fa55971c
@@ -462,6 +463,9 @@ def whole_step(part: nn.Module, x: torch.Tensor, y: torch.Tensor, loss_func: Cal
         yield
     except BaseException as error:
         undo()
+        if len(x) == 1 and 'more than 1 value per channel' in str(error):
+            raise ValueError('batch norm cannot learn from a batch of one picture. Make the '
+                             'loaders with another batch_size.') from error
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__) # they hold what filled the memory
@@ -611,6 +615,10 @@ def fit(model: nn.Module,                    # only what is not frozen learns
        ) -> Recorder:
     "Train for some epochs; after each one, measure on the validation pictures."
     recorder = Recorder() if recorder is None else recorder
+    device = next(model.parameters(), torch.empty(0)).device
+    if seed is not None and (reasons := not_repeatable(device, dls)):
+        warnings.warn(f'seed={seed} will not repeat this training to the bit: '
+                      f'{" ".join(reasons)}', stacklevel=2)
     with late_interrupt() as asked:
         def stop_if_asked(*_):
             if asked.is_set():

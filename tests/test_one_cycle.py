@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections import namedtuple
 from functools import partial
 
@@ -906,3 +907,22 @@ def test_epochs_done_before_are_left_out(toy, batches):
     fit(twin, batches, 3, schedule, optimizer, recorder=parts, seed=1, show=False, callbacks=[stop])
     fit(twin, batches, 3, schedule, optimizer, recorder=parts, seed=1, show=False, done=2)
     assert parts.steps == whole.steps and same_bits(state(toy), state(twin))
+
+
+def test_a_seed_that_cannot_reach_everything_says_so(toy, batches):
+    from torch.utils.data import DataLoader, TensorDataset
+    x, y = (torch.cat(part) for part in zip(*batches.train))
+    own = DataLoader(TensorDataset(x, y), 5, shuffle=True, generator=torch.Generator().manual_seed(0))
+    dls = batches._replace(train=own)
+    with pytest.warns(UserWarning, match='seed=3 will not repeat this training to the bit: dls.train.*generator'):
+        fit(toy, dls, 1, constant(3, 0.01), seed=3, show=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(toy, dls, 1, constant(3, 0.01), show=False)     # no seed, no promise
+        fit(toy, batches, 1, constant(3, 0.01), seed=3, show=False)
+
+
+def test_a_batch_of_one_picture(make_learner):
+    dls = drawn_pets(n_train=1, n_valid=1, size=32, batch_size=1)
+    with pytest.raises(ValueError, match='batch of one picture. Make the loaders with another batch_size'):
+        make_learner(dls).fit(1, 1e-3)
