@@ -72,7 +72,7 @@ def test_workflows_run_what_the_readme_says():
 
 def test_installed_module_needs_only_what_it_declares():
     declared = {re.match(r'[\w-]+', line)[0] for line in PROJECT['dependencies']}
-    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets'}
+    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets', 'filelock': 'torch'}
     for path in (ROOT / 'finetune_teach').glob('*.py'):
         for name in re.findall(r'^\s*(?:import|from) (\w+)', path.read_text(), re.M):
             if name not in sys.stdlib_module_names and name != 'finetune_teach':
