@@ -86,7 +86,7 @@ def ask(url: str, start: int, timeout: float) -> tuple:
         return answer, 0, answer.length # None if the server does not say
     answer.close()
     if not start:
-        raise OSError(f'the server answered {answer.status} {answer.reason}')
+        raise OSError(f'the server answered {answer.status} {answer.reason}, not with the file')
     return ask(url, 0, timeout)
 
 # %% ../nbs/00_downloads.ipynb #f8185355
@@ -119,6 +119,7 @@ def receive(url: str, part: Path, checked: bool, timeout: float, max_bytes: floa
             while piece := answer.read1(min(2**16, 2**16 if total is None else total - start)):
                 start += len(piece)
                 if start > max_bytes:
+                    file.truncate(0)
                     raise OSError(f'it has more than max_bytes={max_bytes:,.0f}')
                 try:
                     file.write(piece)
@@ -187,8 +188,12 @@ def download(url: str, path: str | Path,
                           max_bytes=max_bytes, progress=progress)
                     return part.replace(path)
                 except (OSError, ValueError, http.client.HTTPException) as error:
+                    if part.exists() and not (checksum and part.stat().st_size):
+                        part.unlink() # nothing to go on from
                     kept = f', and goes on from what is in {part}' if part.exists() else ''
-                    raise OSError(f'{url} could not be downloaded to {path}: {error}. The same '
+                    silent = isinstance(getattr(error, 'reason', error), TimeoutError)
+                    why = f'nothing came for {timeout:g} seconds' if silent else error
+                    raise OSError(f'{url} could not be downloaded to {path}: {why}. The same '
                                   f'call tries again{kept}. Or get the file in another way, and '
                                   'put it there under that name.') from error
     if checksum and not has_checksum(path, checksum):
@@ -211,8 +216,9 @@ def unpack(archive: str | Path, folder: str | Path, progress: bool = True) -> No
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f'{archive} cannot be unpacked: {error}. Nothing of it '
-                         'was kept.') from error
+        why = str(error).split(':\n')[0] # and not what each kind of archive would need
+        raise ValueError(f'{archive} cannot be unpacked: {why}. Nothing of it was kept. Delete '
+                         'it, and get it again.') from error
     except OSError as error:
         raise OSError(f'{archive} could not be unpacked into {folder}: {error}. When that is put '
                       'right, the same call goes through.') from error

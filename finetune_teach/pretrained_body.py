@@ -219,10 +219,12 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
             return builder(weights=weights)
     except Exception as error: # what somebody else has written may fail in any way
         code = isinstance(error, pickle.UnpicklingError) or 'weights_only' in str(error)
-        why = 'or holds more than weights, which was not run' if code else str(error)
-        raise ValueError(f'the file with {weights}, {cached}, is damaged: {why}. Delete it, and it '
+        why = f': {error}'.splitlines()[0].rstrip(':') # some go on for a page
+        why = ', or holds more than weights, which was not run' if code else why
+        raise ValueError(f'the file with {weights}, {cached}, is damaged{why}. '
+                         'Delete it, and it will be downloaded again.'
                          # torch's own message goes on to say how the code can be run
-                         'will be downloaded again.') from (None if code else error)
+                        ) from (None if code else error)
 
 # %% ../nbs/01_pretrained_body.ipynb #a59a59d9
 class Preparation(NamedTuple):

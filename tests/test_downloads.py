@@ -230,6 +230,11 @@ def test_without_a_checksum_halves_are_not_put_together(web, path, waits):
     assert get(server, path, '').read_bytes() == CONTENT and server.starts == [0, 0]
 
 
+def test_what_cannot_be_continued_is_not_kept(web, path, waits):
+    fails(web(cut=1000), path, 'ended after', checksum='')
+    fails(web(cut=0), path, 'ended after 0 of 300,000 bytes')
+
+
 def test_a_chunked_answer_that_is_cut(web, path, waits):
     server = web(chunked=True)
     server.plans.insert(0, {'chunked': True, 'cut': 60_000})
@@ -245,7 +250,7 @@ def test_a_cut_that_no_length_tells(web, path):
 
 def test_a_silent_server_is_given_up(web, path, waits):
     server, begun = web(cut=1000, stall=20), time.monotonic()
-    fails(server, path, 'timed out', kept=True, timeout=0.2, retries=1)
+    fails(server, path, 'nothing came for 0.2 seconds', kept=True, timeout=0.2, retries=1)
     assert server.starts == [0, 1000] and time.monotonic() - begun < 5
 
 
@@ -259,7 +264,7 @@ def test_a_server_that_takes_the_call_and_says_nothing(path, waits):
     import socket
     with socket.create_server(('127.0.0.1', 0)) as silent:
         server = SimpleNamespace(url=f'http://127.0.0.1:{silent.getsockname()[1]}/weights.pth')
-        fails(server, path, 'timed out', timeout=0.1, retries=1)
+        fails(server, path, 'nothing came for 0.1 seconds', timeout=0.1, retries=1)
     assert waits == [1]
 
 
@@ -282,7 +287,7 @@ def test_far_too_much_is_announced(web, path):
 
 @pytest.mark.parametrize('plan', [{'chunked': True}, {'silent_length': True}])
 def test_an_endless_answer(web, path, plan):
-    fails(web(**plan), path, 'more than max_bytes=100,000', kept=True, max_bytes=1e5)
+    fails(web(**plan), path, 'more than max_bytes=100,000', max_bytes=1e5)
 
 
 @pytest.mark.parametrize('announce', ['-5', 'many'])
@@ -626,7 +631,7 @@ def test_unpacking(tmp_path, capsys):
 def test_a_hostile_archive(tmp_path, members):
     file = archive(tmp_path / 'in' / 'a.tar.gz', {'good.txt': b'good', **members})
     with pytest.raises(ValueError, match='cannot be unpacked') as error: unpack(file, tmp_path / 'to', progress=False)
-    assert str(file) in str(error.value)
+    assert str(file) in str(error.value) and 'Delete it' in str(error.value)
     assert inside(tmp_path) == ['in/a.tar.gz'], 'nothing of it, anywhere'
 
 
@@ -751,7 +756,7 @@ def test_a_hostile_file_in_the_cache(cache, tmp_path, monkeypatch, kind, named):
     (cache / name).write_bytes(content)
     with pytest.raises(ValueError) as error: create_body('squeezenet1_1')
     said = str(error.value)
-    assert str(cache / name) in said and 'Delete it' in said and 'weights_only' not in said
+    assert str(cache / name) in said and 'Delete it' in said and 'more than weights' in said
     assert not (tmp_path / 'code was run').exists()
 
 
