@@ -31,10 +31,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets import OxfordIIITPet
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from .downloads import download as fetch_file, one_at_a_time, unpack
 from .drawing import BREEDS, draw_pets
 
 # %% ../nbs/00_pictures.ipynb #1d90335a
@@ -739,19 +739,44 @@ def image_files(paths,                      # paths, or a folder (with all folde
 
 # %% ../nbs/00_pictures.ipynb #pictures-113
 PETS_URL = 'https://www.robots.ox.ac.uk/~vgg/data/pets/'
+PETS_MD5 = {'images': '5c4f3ee8e5d25df40f4fd59a7f44e54c', # of the archives, as in torchvision
+            'annotations': '95a8c909bbe2e81eed6a22bccdf3f68f'}
 
+def read_lists(folder):
+    "Names of the pictures of Oxford-IIIT Pet, in two lists."
+    texts = [(folder / 'annotations' / f'{part}.txt').read_text(encoding='utf-8')
+             for part in ('trainval', 'test')]
+    return [[line.split()[0] for line in text.splitlines() if line.strip()] for text in texts]
+
+# %% ../nbs/00_pictures.ipynb #7d1fa0c2
+def all_pets_there(folder):
+    "Are both lists there, and every photo in them?"
+    try: lists = read_lists(folder)
+    except OSError: return False
+    return all((folder / 'images' / f'{name}.jpg').exists() for names in lists for name in names)
+
+def fetch_pets(folder):
+    "Download and unpack what is missing; other processes wait until it is there."
+    if all_pets_there(folder): return
+    with one_at_a_time(folder / 'download'):
+        if all_pets_there(folder): return
+        for name, md5 in PETS_MD5.items():
+            file = f'{name}.tar.gz'
+            unpack(fetch_file(f'{PETS_URL}data/{file}', folder / file, f'md5:{md5}'), folder)
+
+# %% ../nbs/00_pictures.ipynb #5be2c9d4
 def pets_lists(root, download):
-    "Names of the pictures of Oxford-IIIT Pet, in two lists; downloads everything if told to."
+    "Names of the pictures of Oxford-IIIT Pet, in two lists; downloads what is missing if told to."
     folder = root / 'oxford-iiit-pet'
     try:
-        for part in ('trainval', 'test'): OxfordIIITPet(root, part, download=download)
-    except (RuntimeError, OSError) as error:
+        if download: fetch_pets(folder)
+        return read_lists(folder)
+    except OSError as error:
+        why = error.__cause__ or error # without the advice that is given here
         raise FileNotFoundError(
-            f'Oxford-IIIT Pet was not found in {folder.absolute()}, or not all of it ({error}). '
+            f'Oxford-IIIT Pet was not found in {folder.absolute()}, or not all of it ({why}). '
             'Pass download=True (800 MB), or get images.tar.gz and annotations.tar.gz from '
             f'{PETS_URL} and unpack them there') from error
-    lists = [(folder / 'annotations' / f'{part}.txt').read_text() for part in ('trainval', 'test')]
-    return [[line.split()[0] for line in text.splitlines() if line.strip()] for text in lists]
 
 # %% ../nbs/00_pictures.ipynb #f83533da
 def oxford_pets(path,                       # where torchvision keeps it, in folder oxford-iiit-pet
@@ -772,8 +797,8 @@ def oxford_pets(path,                       # where torchvision keeps it, in fol
     missing = [file for file in files if not file.exists()]
     if missing and on_error == 'raise':
         raise FileNotFoundError(f'{len(missing)} of {len(files)} photos are missing:'
-                                f' {few(missing)}. Was the download interrupted? Delete the folder'
-                                ' images and pass download=True')
+                                f' {few(missing)}. Pass download=True, and what is missing is'
+                                ' fetched and unpacked again')
     labels = [name.rsplit('_', 1)[0] for name in names]
     if cats_vs_dogs: labels = ['cat' if name[0].isupper() else 'dog' for name in names]
     return read_files(files, labels, is_valid if split == 'official' else None, root, size=size,

@@ -100,7 +100,7 @@ def test_all_code_is_python_of_the_oldest_version_and_compiles_without_a_warning
 
 def test_installed_module_needs_only_what_it_declares():
     declared = {re.match(r'[\w-]+', line)[0] for line in PROJECT['dependencies']}
-    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets'}
+    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets', 'filelock': 'torch'}
     for path in (ROOT / 'finetune_teach').glob('*.py'):
         for name in re.findall(r'^\s*(?:import|from) (\w+)', path.read_text(), re.M):
             if name not in sys.stdlib_module_names and name != 'finetune_teach':
