@@ -25,6 +25,8 @@ from finetune_teach import pictures as P
 from finetune_teach.pictures import (BatchPlan, ImageLoader, ImageLoaders, drawn_pets, image_files,
                                      image_folders, load_picture, oxford_pets, show_pictures)
 
+# the folders made here have 25 dogs and 2 eels, which is told each time
+pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 GREEN, RED, BLUE = (0, 160, 40), (200, 30, 30), (20, 40, 210)
 
@@ -279,6 +281,7 @@ def test_skipping(pets):
     bad = break_files(pets / 'cat')
     with pytest.warns(UserWarning, match=f'{len(bad)} of {37 + len(bad)} files') as said:
         dls = image_folders(pets, on_error='skip')
+    said = [warning for warning in said if 'very unequal' not in str(warning.message)]
     assert len(said) == 1 and said[0].filename == __file__
     assert {path.name for path, _ in dls.skipped} == set(bad) and all(r for _, r in dls.skipped)
     assert len(dls.files) == 37 and not set(dls.files) & {path for path, _ in dls.skipped}
@@ -1004,6 +1007,7 @@ def test_skipping_is_the_same_from_disk(pets):
     with pytest.warns(UserWarning): eager = image_folders(pets, on_error='skip', batch_size=8)
     with pytest.warns(UserWarning, match=f'{len(bad)} of {37 + len(bad)} files') as said:
         lazy = image_folders(pets, on_error='skip', batch_size=8, memory=0)
+    said = [warning for warning in said if 'very unequal' not in str(warning.message)]
     assert len(said) == 1 and said[0].filename == __file__ and on_disk(lazy) == {True}
     assert lazy.skipped == eager.skipped and lazy.files == eager.files
     assert_same_batches(lazy, eager)
