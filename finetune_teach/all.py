@@ -9,6 +9,7 @@ __all__ = []
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from .drawing import *
+from .downloads import *
 from .pictures import *
 from .widgets import *
 from .processes import *

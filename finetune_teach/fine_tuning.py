@@ -147,7 +147,7 @@ class _Trainable(_Freezable):
                 describe_call(self.model, self.dls, n_epoch, schedule, self.seed, wd), callbacks)
             callbacks = [self.checkpoint]
         if done and self.show:
-            print(f'{self.checkpoint.path}: {done} of {n_epoch} epochs were done before.')
+            print(f'{self.checkpoint.path.name}: {done} of {n_epoch} epochs were done before.')
         if done < n_epoch:
             fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
                 self.metrics, self.recorder, self.seed, self.show, callbacks, done)

@@ -6,7 +6,7 @@
 __all__ = ['suggest_valley', 'suggest_steep', 'suggest_minimum', 'LRFinder', 'plot_lr_find', 'lr_find', 'Preview', 'Trials',
            'plot_previews', 'plot_choice', 'LRPicker', 'pick_lr']
 
-# %% ../nbs/05_lr_finder.ipynb #1f828d0a
+# %% ../nbs/05_lr_finder.ipynb #9b85095e
 import asyncio
 import copy
 import html
@@ -24,7 +24,7 @@ from torch import nn
 
 from .freezing import FeatureLoader, layer_groups, reuse_frozen
 from .one_cycle import (
-    Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
+    NotFinite, Recorder, create_optimizer, error_rate, fit_steps, get_predictions, measure,
     metric_names, one_cycle, rate_axis, set_rates, set_weight_decay, smooth, spread_lrs)
 from .pictures import COLOURS, new_axes
 from .processes import share_work
@@ -32,9 +32,20 @@ from .random_head import (
     keep_random_state, modes_kept, random_state, seeded, set_random_state)
 from .widgets import Live, Picture, log_slider, slider, two_digits
 
-# %% ../nbs/05_lr_finder.ipynb #b589268a
+# %% ../nbs/05_lr_finder.ipynb #61596efa
+def known_points(lrs: Sequence[float], losses: Sequence[float]) -> tuple[list, list]:
+    "Rates and losses without those that are no numbers; a `ValueError` unless there are as many."
+    if len(lrs) != len(losses):
+        raise ValueError(f'{len(lrs)} rates and {len(losses)} losses: '
+                         'there has to be one loss for each rate.')
+    points = [(float(lr), float(loss)) for lr, loss in zip(lrs, losses)]
+    points = [(lr, loss) for lr, loss in points if 0 < lr < math.inf and math.isfinite(loss)]
+    return [lr for lr, _ in points], [loss for _, loss in points]
+
+# %% ../nbs/05_lr_finder.ipynb #7d4cf3ca
 def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate in the middle of the longest fall (fastai's default rule); None if it never falls."
+    lrs, losses = known_points(lrs, losses)
     length = [1] * len(losses) # of the longest falling run, gaps allowed, that ends here
     for i in range(len(losses)):
         for j in range(i):
@@ -47,27 +58,32 @@ def suggest_valley(lrs: Sequence[float], losses: Sequence[float]) -> float | Non
     third = longest / 3
     return lrs[max(end - longest + int(third) + int(third / 2), 0)]
 
-# %% ../nbs/05_lr_finder.ipynb #32e6e0b5
+# %% ../nbs/05_lr_finder.ipynb #adc41ed1
 def suggest_steep(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     "The rate at which the loss falls fastest per factor of the rate; None if it never falls."
-    slopes = [(losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i])
-              for i in range(len(lrs) - 1)]
-    steepest = min(slopes, default=0)
-    return lrs[slopes.index(steepest)] if steepest < 0 else None
+    lrs, losses = known_points(lrs, losses)
+    found, steepest = None, 0.0
+    for i in range(len(lrs) - 1):
+        factor = lrs[i + 1] / lrs[i]
+        slope = (losses[i + 1] - losses[i]) / math.log(factor) if factor > 1 else 0.0
+        if slope < steepest:
+            found, steepest = lrs[i], slope
+    return found
 
 def suggest_minimum(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    "A tenth of the rate with the lowest loss; None if the loss never falls."
+    "A tenth of the rate with the lowest loss; None if that was not tried, or the loss never falls."
+    lrs, losses = known_points(lrs, losses)
     lowest = min(range(len(losses)), key=lambda i: losses[i], default=0)
-    return lrs[lowest] / 10 if lowest > 0 else None
+    return lrs[lowest] / 10 if lowest > 0 and lrs[lowest] / 10 >= min(lrs) else None
 
-# %% ../nbs/05_lr_finder.ipynb #b27e50c6
+# %% ../nbs/05_lr_finder.ipynb #fc3adef8
 def rate_text(lr: float | slice) -> str:
     "A rate as it is written in code: '0.25', '1.2e-3', 'slice(1e-6, 1e-4)'."
     if isinstance(lr, slice):
-        return f'slice({rate_text(lr.start)}, {rate_text(lr.stop)})'
+        return f'slice({", ".join(rate_text(e) for e in (lr.start, lr.stop) if e is not None)})'
     return f'{lr:.2g}' if lr >= 0.1 else f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
 
-# %% ../nbs/05_lr_finder.ipynb #196d8efe
+# %% ../nbs/05_lr_finder.ipynb #d96a6fff
 @dataclass
 class LRFinder:
     "The finder's curve, and what the rules suggest."
@@ -76,6 +92,9 @@ class LRFinder:
     smoothed: list[float]   # averaged over some steps
     skip_start: int = 10    # steps at the start that the rules do not look at
     skip_end: int = 5       # and at the end
+
+    def __post_init__(self) -> None:
+        known_points(self.lrs, self.losses), known_points(self.lrs, self.smoothed) # as many?
 
     @property
     def seen(self) -> tuple[list[float], list[float]]:
@@ -95,9 +114,12 @@ class LRFinder:
     @property
     def diverged(self) -> float | None:
         "The rate from which on all that was learned is lost again; None if that was not seen."
-        start = self.smoothed[min(self.skip_start, len(self.lrs) - 1)]
-        lowest = self.smoothed.index(min(self.smoothed))
-        lost = [lr for lr, loss in zip(self.lrs[lowest:], self.smoothed[lowest:]) if loss > start]
+        lrs, losses = known_points(self.lrs, self.smoothed)
+        if len(losses) <= self.skip_start + 1:
+            return None
+        lowest = losses.index(min(losses))
+        lost = [lr for lr, loss in zip(lrs[lowest:], losses[lowest:])
+                if loss > losses[self.skip_start]]
         return lost[0] if lost and lowest > self.skip_start else None
 
     @property
@@ -106,10 +128,17 @@ class LRFinder:
         rules = {'valley': self.valley, 'steep': self.steep, 'minimum': self.minimum}
         return {name: lr for name, lr in rules.items() if lr is not None}
 
+    @property
+    def problem(self) -> str:
+        "Why no rule has a suggestion; empty if one has."
+        if self.suggestions:
+            return ''
+        enough = len(known_points(*self.seen)[0]) > 1
+        return f'no suggestion: {"the loss never fell" if enough else "too few losses to compare"}'
+
     def __repr__(self) -> str:
         found = ', '.join(f'{name}={rate_text(lr)}' for name, lr in self.suggestions.items())
-        return (f'LRFinder({found or "no suggestion: the loss never fell"}; '
-                f'{len(self.lrs)} rates tried)')
+        return f'LRFinder({found or self.problem}; {len(self.lrs)} rates tried)'
 
     def plot(self, ax=None):
         "Draw the curve with the suggestions on it; returns the axes."
@@ -126,22 +155,26 @@ def _nearest(rates: Sequence[float], lr: float) -> int:
     "The place of the rate that is nearest to `lr`."
     return min(range(len(rates)), key=lambda k: abs(math.log(rates[k] / lr)))
 
-# %% ../nbs/05_lr_finder.ipynb #3796aa02
+# %% ../nbs/05_lr_finder.ipynb #50650058
 def plot_lr_find(finder: LRFinder, ax=None):
     "The finder's curve: losses (faint), smoothed losses, and the suggestions; returns the axes."
     ax = ax or new_axes()
     ax.plot(finder.lrs, finder.losses, color='grey', alpha=0.35, lw=0.8, label='each step')
     ax.plot(finder.lrs, finder.smoothed, color=COLOURS[0], label='smoothed')
+    lrs, losses = known_points(finder.lrs, finder.smoothed)
     for i, (rule, lr) in enumerate(finder.suggestions.items()):
-        ax.plot(lr, finder.smoothed[_nearest(finder.lrs, lr)], 'os^'[i], color=COLOURS[i + 1], ms=8,
+        ax.plot(lr, losses[_nearest(lrs, lr)], 'os^'[i], color=COLOURS[i + 1], ms=8,
                 label=f'{_RULES[rule][0]} {rate_text(lr)}')
+    if finder.problem:
+        ax.plot([], [], ' ', label=finder.problem)
     if finder.diverged:
-        ax.axvspan(finder.diverged, finder.lrs[-1], color='grey', alpha=0.2, lw=0, label='diverged')
-    low, start = min(finder.smoothed), finder.smoothed[min(finder.skip_start, len(finder.lrs) - 1)]
-    fall = max(start - low, 0.2 * start) # the fall has to be seen, not the explosion
-    rate_axis(ax, 'x')
-    ax.set(xlabel='learning rate', ylabel='loss', title='Learning-rate finder',
-           ylim=(max(0, low - fall), start + 1.5 * fall))
+        ax.axvspan(finder.diverged, lrs[-1], color='grey', alpha=0.2, lw=0, label='diverged')
+    if lrs:
+        rate_axis(ax, 'x')
+        low, start = min(losses), losses[min(finder.skip_start, len(losses) - 1)]
+        fall = max(start - low, 0.2 * abs(start)) # the fall has to be seen, not the explosion
+        ax.set_ylim(low - fall if low < 0 else max(0, low - fall), start + 1.5 * fall or 1)
+    ax.set(xlabel='learning rate', ylabel='loss', title='Learning-rate finder')
     ax.legend(fontsize=8, loc='lower left')
     return ax
 
@@ -211,7 +244,7 @@ class Preview(NamedTuple):
     recorder: Recorder # losses of each step, and a row for each epoch
     problem: str = ''  # why it ended early
 
-# %% ../nbs/05_lr_finder.ipynb #2e782ff4
+# %% ../nbs/05_lr_finder.ipynb #7d83095b
 class Trials:
     "Trains copies of a model as it is now, all with the same random numbers."
     def __init__(self, model, dls, optimizer=None, epochs=3, loss_func=F.cross_entropy,
@@ -255,7 +288,7 @@ class Trials:
                                          self.loss_func, self.metrics, preview.recorder,
                                          self.seed, show=False)):
                 yield preview
-        except ValueError as error: # for instance: the loss is no number any more
+        except NotFinite as error: # too high a rate; any other error is none of this one's
             preview = preview._replace(problem=str(error))
         yield preview
 
@@ -295,7 +328,7 @@ def _rates(low: float, high: float) -> list[float]:
     first, last = math.ceil(4 * math.log10(low)), math.floor(4 * math.log10(high))
     return [two_digits(10 ** (k / 4)) for k in range(first, last + 1)] or [low]
 
-# %% ../nbs/05_lr_finder.ipynb #56a621b1
+# %% ../nbs/05_lr_finder.ipynb #9b827a1b
 class _RatePicker(Live):
     "The first half of the `LRPicker`: the finder's curve, and controls to choose a rate."
     def __init__(self, finder: LRFinder):
@@ -318,8 +351,7 @@ class _RatePicker(Live):
         self.many = w.Checkbox(description='slice(low, high): a rate for each layer group',
                                indent=False, layout={'width': 'auto'})
         found = [self.suggestion(*pair) for pair in finder.suggestions.items()]
-        none = 'No rule has a suggestion: the loss never fell.'
-        self.rules = w.VBox([*found, w.HTML(_CAVEAT if found else none)])
+        self.rules = w.VBox([*found, w.HTML(_CAVEAT if found else finder.problem.capitalize() + '.')])
         for control, react in [(self.slider, self.slid), (self.number, self.typed),
                                (self.range, self.chosen), (self.many, self.switched)]:
             control.observe(partial(self.react, react), 'value')
@@ -332,7 +364,8 @@ class _RatePicker(Live):
     def take(self, lr: float | slice) -> None:
         "Move the controls to `lr`."
         if isinstance(lr, slice):
-            self.range.index = [_nearest(self.rates, end) for end in (lr.start, lr.stop)]
+            ends = lr.stop / 10 if lr.start is None else lr.start, lr.stop # as `spread_lrs` does
+            self.range.index = [_nearest(self.rates, end) for end in ends]
         else:
             self.number.value = two_digits(lr)
         self.many.value = isinstance(lr, slice)
@@ -393,7 +426,7 @@ def plot_choice(finder: LRFinder,
     ax.set_title(f'Learning-rate finder: {rate_text(lr)} chosen')
     return ax
 
-# %% ../nbs/05_lr_finder.ipynb #999cbdae
+# %% ../nbs/05_lr_finder.ipynb #2c78292f
 class LRPicker(_RatePicker):
     "The finder's curve with a slider, and previews of training; `.lr` is the choice."
     def __init__(self, finder: LRFinder, trials: Trials | None = None): # None: no previews
@@ -476,7 +509,7 @@ class LRPicker(_RatePicker):
         self.ages[k:k + 1], self.previews[k:k + 1] = [max(self.ages, default=0) + 1], [preview]
         self.newest = k
         self.bar.value = len(preview.recorder.steps)
-        result = preview.problem.split('.')[0]
+        result = preview.problem.split('. ')[0].rstrip('.') # rates have dots, too
         if not result:
             metric = list(self.trials.before)[-1]
             value = preview.recorder.history[-1][metric]
@@ -489,15 +522,18 @@ class LRPicker(_RatePicker):
         self.pictures[1].draw(partial(plot_previews, self.previews, self.trials.before,
                                       self.newest))
 
-# %% ../nbs/05_lr_finder.ipynb #a653c401
+# %% ../nbs/05_lr_finder.ipynb #4535d09d
 def pick_lr(learn,           # a `Learner`, or a model together with `dls`; it stays as it is
             dls=None,        # loaders, if the first is a model
             epochs: int = 3, # of a preview
             **kwargs         # for `lr_find`: start_lr, end_lr, num_it, stop_div, seed, ...
            ) -> LRPicker:
     "Run the finder, and show its curve with a slider and previews of training."
+    if dls is None and isinstance(learn, nn.Module):
+        raise ValueError('a model alone has no pictures: give its loaders, too, '
+                         'pick_lr(model, dls).')
     if dls is None:
-        trials = Trials(learn.model, learn.dls, learn.optimizer, epochs, learn.loss_func,
+        trials = Trials(learn.model, learn.loaders, learn.optimizer, epochs, learn.loss_func,
                         learn.metrics, learn.wd, learn.moms, learn.seed,
                         learn.recorder.epochs_begun)
         options = {'wd': learn.wd, 'loss_func': learn.loss_func, 'seed': learn.seed, **kwargs}

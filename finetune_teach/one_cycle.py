@@ -7,8 +7,8 @@ __all__ = ['NOT_METRICS', 'cosine', 'Schedule', 'one_cycle', 'constant', 'plot_s
            'set_rates', 'set_weight_decay', 'accuracy', 'error_rate', 'function_name', 'metric_names',
            'get_predictions', 'measure', 'validate', 'Answers', 'get_answers', 'Phase', 'Step', 'Recorder', 'smooth',
            'mark_phases', 'plot_loss', 'plot_metrics', 'in_notebook', 'ResultsTable', 'phase_name', 'NotFinite',
-           'batch_names', 'whole_step', 'is_out_of_memory', 'largest_batch', 'out_of_memory_text', 'fit_steps',
-           'late_interrupt', 'fit', 'fine_tune_schedule', 'plot_fine_tune_schedule', 'explore_one_cycle']
+           'batch_names', 'whole_step', 'BatchTooLarge', 'is_out_of_memory', 'largest_batch', 'out_of_memory_text',
+           'fit_steps', 'late_interrupt', 'fit', 'fine_tune_schedule', 'plot_fine_tune_schedule', 'explore_one_cycle']
 
 # %% ../nbs/04_one_cycle.ipynb #4fe975c4
 import contextlib
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,7 +36,7 @@ from .freezing import NORMS, layer_groups, reuse_frozen
 from .pictures import COLOURS, new_axes
 from .pretrained_body import get_features
 from .processes import share_work, world
-from .random_head import seeded
+from .random_head import not_repeatable, seeded
 from .widgets import Explorer, log_slider, slider, two_digits
 
 # %% ../nbs/04_one_cycle.ipynb #fa55971c
@@ -445,10 +446,11 @@ def batch_names(loader) -> str:
     if plan is None:
         return ''
     places = plan.index.tolist()
-    names = [f'  {files[i]}' if files else f'  training picture {i}' for i in places]
-    return '\n'.join(['\nThis batch was:', *names])
+    if not files:
+        return f' This batch was made of the pictures {", ".join(map(str, places))}.'
+    return '\n'.join(['\nThis batch was made of:', *(f'  {files[i]}' for i in places)])
 
-# %% ../nbs/04_one_cycle.ipynb #740bd601
+# %% ../nbs/04_one_cycle.ipynb #67d14a30
 @contextlib.contextmanager
 def whole_step(part: nn.Module, x: torch.Tensor, y: torch.Tensor, loss_func: Callable):
     "Inside, loss and gradients of a batch are computed; if that fails, it is undone."
@@ -461,13 +463,19 @@ def whole_step(part: nn.Module, x: torch.Tensor, y: torch.Tensor, loss_func: Cal
         yield
     except BaseException as error:
         undo()
+        if len(x) == 1 and 'more than 1 value per channel' in str(error):
+            raise ValueError('batch norm cannot learn from a batch of one picture. Make the '
+                             'loaders with another batch_size.') from error
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__) # they hold what filled the memory
         fits = largest_batch(lambda n: loss_func(part(x[:n]), y[:n]).backward(), undo, len(x))
-        raise MemoryError(out_of_memory_text(len(x), x.device, fits)) from error
+        raise BatchTooLarge(out_of_memory_text(len(x), x.device, fits)) from error
 
-# %% ../nbs/04_one_cycle.ipynb #122ba07b
+# %% ../nbs/04_one_cycle.ipynb #cc126691
+class BatchTooLarge(MemoryError):
+    "A batch does not fit into memory."
+
 def is_out_of_memory(error: BaseException) -> bool:
     "Whether an error says that memory, of a GPU or of the computer, was too small."
     words = "can't allocate memory", 'not enough memory', 'out of memory', 'bad_alloc'
@@ -591,7 +599,7 @@ def late_interrupt():
         if ours:
             signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/04_one_cycle.ipynb #0b664ab9
+# %% ../nbs/04_one_cycle.ipynb #2a6f8065
 def fit(model: nn.Module,                    # only what is not frozen learns
         dls,                                 # `ImageLoaders`, or anything with `.train`, `.valid`
         epochs: int,                         # how often every training picture is seen
@@ -607,15 +615,27 @@ def fit(model: nn.Module,                    # only what is not frozen learns
        ) -> Recorder:
     "Train for some epochs; after each one, measure on the validation pictures."
     recorder = Recorder() if recorder is None else recorder
+    device = next(model.parameters(), torch.empty(0)).device
+    if seed is not None and (reasons := not_repeatable(device, dls)):
+        warnings.warn(f'seed={seed} will not repeat this training to the bit: '
+                      f'{" ".join(reasons)}', stacklevel=2)
     with late_interrupt() as asked:
         def stop_if_asked(*_):
             if asked.is_set():
                 raise KeyboardInterrupt
         steps = fit_steps(model, dls, epochs, schedule, optimizer, loss_func, metrics, recorder,
                           seed, show, [*callbacks, stop_if_asked], done)
-        with contextlib.closing(steps): # so that it puts all in order, now
+        try:
             for _ in steps:
                 stop_if_asked()
+        except (RuntimeError, MemoryError) as error: # outside a step, which would say more
+            if isinstance(error, BatchTooLarge) or not is_out_of_memory(error):
+                raise
+            raise BatchTooLarge('a batch does not fit into memory, while it is only looked at: '
+                                'make the loaders with a batch_size of half, or smaller '
+                                'pictures (size=).') from error
+        finally:
+            steps.close() # puts all in order, now
     return recorder
 
 # %% ../nbs/04_one_cycle.ipynb #8f940125

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'TinyResNet', 'checksum', 'read_weights', 'TinyResNet_Weights', 'tiny_resnet', 'last_layer',
-           'find_builder', 'find_weights', 'load_network', 'Preparation', 'preparation', 'create_body', 'get_features',
-           'centroid_accuracy', 'linear_probe']
+           'find_builder', 'find_weights', 'fetch_weights', 'only_weights', 'load_network', 'Preparation',
+           'preparation', 'create_body', 'get_features', 'centroid_accuracy', 'linear_probe']
 
-# %% ../nbs/01_pretrained_body.ipynb #64951404
+# %% ../nbs/01_pretrained_body.ipynb #6b6e3252
 import copy
 import difflib
 import hashlib
 import inspect
 import os
 import pickle
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +30,8 @@ from torchvision import models
 from torchvision.models import Weights, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.transforms._presets import ImageClassification
+
+from .downloads import download
 
 # %% ../nbs/01_pretrained_body.ipynb #934ebdc0
 def _stage(n_in: int, n_out: int, depth: int, stride: int) -> nn.Sequential:
@@ -163,7 +167,39 @@ def find_weights(builder: Callable,                # as `find_builder` returns i
                          f'there are {list(choices.__members__)}.')
     return choices[member]
 
-# %% ../nbs/01_pretrained_body.ipynb #b1a25011
+# %% ../nbs/01_pretrained_body.ipynb #e706356d
+def fetch_weights(weights: WeightsEnum # of torchvision
+                 ) -> Path:
+    "The file with `weights` in torchvision's cache; downloaded if it is not there, and checked."
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(weights.url).name
+    digits = re.search(r'-([0-9a-f]{8,})\.', path.name)
+    try:
+        return download(weights.url, path, f'sha256:{digits[1]}' if digits else '')
+    except OSError as error:
+        raise FileNotFoundError(
+            f'{weights} could not be downloaded ({error.__cause__ or error}). torchvision looks '
+            f'for them in {path}: put the file there, or do without: weights=None starts from '
+            'random weights, arch=tiny_resnet comes with this package.') from error
+    except ValueError as error:
+        raise ValueError(f'the file with {weights}: {error} Weights of your own go into a '
+                         'network, which you pass as `arch`.') from error
+
+# %% ../nbs/01_pretrained_body.ipynb #f885e812
+@contextmanager
+def only_weights() -> Iterator[None]:
+    "Inside, `torch.load` reads weights and runs no code, whatever it is told."
+    names = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = '1'
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+# %% ../nbs/01_pretrained_body.ipynb #f7a07671
 def load_network(arch: Callable | str | nn.Module,         # builder, its name, or a ready network
                  weights: WeightsEnum | str | None = 'DEFAULT'
                 ) -> nn.Module:
@@ -175,19 +211,20 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
     if weights is None:
         takes_weights = 'weights' in inspect.signature(builder).parameters
         return builder(weights=None) if takes_weights else builder()
-    cached = Path(torch.hub.get_dir()) / 'checkpoints' / Path(weights.url).name
+    if type(weights).get_state_dict is not WeightsEnum.get_state_dict:
+        return builder(weights=weights) # they know themselves where to get them, as our own do
+    cached = fetch_weights(weights)
     try:
-        return builder(weights=weights)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        if cached.exists():
-            raise ValueError(f'the file with {weights}, {cached}, is damaged: {error}. '
-                             'Delete it, and it will be downloaded again.') from error
-        raise FileNotFoundError(
-            f'{weights} could not be downloaded ({error}). torchvision looks for them in {cached}: '
-            'put the file there, or do without: weights=None starts from random weights, '
-            'arch=tiny_resnet comes with this package.') from error
+        with only_weights():
+            return builder(weights=weights)
+    except Exception as error: # what somebody else has written may fail in any way
+        code = isinstance(error, pickle.UnpicklingError) or 'weights_only' in str(error)
+        why = f': {error}'.splitlines()[0].rstrip(':') # some go on for a page
+        why = ', or holds more than weights, which was not run' if code else why
+        raise ValueError(f'the file with {weights}, {cached}, is damaged{why}. '
+                         'Delete it, and it will be downloaded again.'
+                         # torch's own message goes on to say how the code can be run
+                        ) from (None if code else error)
 
 # %% ../nbs/01_pretrained_body.ipynb #a59a59d9
 class Preparation(NamedTuple):

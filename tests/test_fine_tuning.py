@@ -2,6 +2,7 @@
 import math
 import pickle
 import random
+import urllib.request
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from conftest import changed, same_bits, small_network, state
+from conftest import changed, publish, same_bits, small_network, state
 from finetune_teach.fine_tuning import (
     Learner, cnn_learner, has_bf16, load_learner, set_precision, vision_learner)
 from finetune_teach.freezing import freeze, unfreeze
@@ -61,13 +62,14 @@ def test_the_lesson_with_tiny_resnet(tmp_path, monkeypatch):
     run_lesson(tmp_path, monkeypatch, resnet34=tiny_resnet)
 
 
+@pytest.mark.slow
 def test_the_lesson_with_resnet34_from_torchvisions_cache(tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise AssertionError('the file lies in the cache')
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', no_network)
+    monkeypatch.setattr(urllib.request.OpenerDirector, 'open', no_network)
     published = models.resnet34()
     (tmp_path / 'checkpoints').mkdir()
-    torch.save(published.state_dict(), tmp_path / 'checkpoints' / 'resnet34-b627a593.pth')
+    publish(published, models.ResNet34_Weights.DEFAULT, tmp_path / 'checkpoints', monkeypatch)
     before = torch.hub.get_dir()
     torch.hub.set_dir(tmp_path)
     try:

@@ -19,7 +19,7 @@ import pytest
 
 playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
 CHROMIUM = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')]
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / 'tests' / 'screenshots'

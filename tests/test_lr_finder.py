@@ -57,8 +57,9 @@ def test_no_fall_no_suggestion(losses):
 def test_a_dip_at_the_start_does_not_suggest_the_highest_rate():
     "fastai's valley does: it looks up place -1."
     losses = [2.0, 1.9] + [2 + 0.1 * i for i in range(22)]
-    for rule in (suggest_valley, suggest_steep, suggest_minimum):
-        assert rule(LRS, losses) <= LRS[1]
+    assert suggest_valley(LRS, losses) <= LRS[1] and suggest_steep(LRS, losses) <= LRS[1]
+    assert suggest_minimum(LRS, losses) is None, 'a tenth of that rate was not tried'
+    assert suggest_minimum(LRS, [1.9, 1.8, 1.7, 1.6, 1.5] + losses[5:]) == pytest.approx(LRS[0]), 'this just was'
 
 
 def test_rules_take_arrays():
@@ -81,7 +82,9 @@ def test_what_the_finder_says():
     assert found.suggestions == {'valley': LRS[8], 'steep': LRS[10], 'minimum': pytest.approx(LRS[17] / 10)}
     assert 'valley=1e-4' in repr(found)
     rising = LRFinder(LRS, LRS, LRS)
-    assert rising.suggestions == {} and 'no suggestion' in repr(rising)
+    assert rising.suggestions == {} and 'no suggestion: the loss never fell' in repr(rising)
+    short = LRFinder(LRS[:12], S_CURVE[:12], S_CURVE[:12])
+    assert short.suggestions == {} and 'too few losses' in repr(short), 'it may well have fallen'
 
 
 # The run
@@ -269,7 +272,7 @@ def test_plot(finder):
 
 def test_plot_of_a_rising_curve():
     labels = [t.get_text() for t in LRFinder(LRS, LRS, LRS, 0, 0).plot().get_legend().get_texts()]
-    assert labels == ['each step', 'smoothed']
+    assert labels == ['each step', 'smoothed', 'no suggestion: the loss never fell']
 
 
 def test_slider_moves_rate_and_picture(finder):
@@ -308,7 +311,7 @@ def test_the_region_that_diverged():
     finder = LRFinder(LRS, S_CURVE, S_CURVE, 0, 0)
     first = next(i for i in range(18, 24) if S_CURVE[i] > S_CURVE[0])
     assert finder.diverged == LRS[first]
-    assert LRFinder(LRS, S_CURVE[:18], S_CURVE[:18], 0, 0).diverged is None, 'it was stopped before'
+    assert LRFinder(LRS[:18], S_CURVE[:18], S_CURVE[:18], 0, 0).diverged is None, 'it was stopped before'
     assert LRFinder(LRS, LRS, LRS, 0, 0).diverged is None, 'nothing was learned that could be lost'
 
 
@@ -407,11 +410,24 @@ def test_a_rate_that_explodes_is_shown_as_far_as_it_came(make_learner):
     assert labels == ['1e+30 (broke off)'] or labels == ['1e30 (broke off)']
 
 
+def test_an_error_in_a_metric_is_an_error_and_not_a_rate_that_broke_off(make_learner):
+    picker = pick_lr(make_learner(), num_it=12, epochs=1)
+    def fails(scores, targets):
+        raise ValueError('wrong labels')
+    picker.trials.metrics = [fails]
+    with pytest.raises(ValueError, match='wrong labels'):
+        picker.preview(1e-2)
+    picker.take(3e-3)  # as with the slider
+    assert 'the metric fails failed' in picker.error.value and 'wrong labels' in picker.error.value
+    assert len(picker.previews) == 1, 'only the one from before'
+
+
 def test_four_previews_stay_the_oldest_goes(make_learner):
     picker = pick_lr(make_learner(), num_it=12, epochs=1)
-    for lr in [1e-5, 1e-4, 1e-3, 1e-2]:
+    assert picker.lr not in [2e-5, 1e-4, 1e-3, 1e-2]
+    for lr in [2e-5, 1e-4, 1e-3, 1e-2]:
         picker.preview(lr)
-    assert [p.lr for p in picker.previews] == [1e-2, 1e-5, 1e-4, 1e-3], 'the first, at the suggestion, is gone'
+    assert [p.lr for p in picker.previews] == [1e-2, 2e-5, 1e-4, 1e-3], 'the first, at the suggestion, is gone'
     picker.preview(1e-4)
     assert len(picker.previews) == 4 and picker.previews[picker.newest].lr == 1e-4, 'no rate twice'
     picker.preview(1e-1)
@@ -491,6 +507,22 @@ def test_a_range_is_a_slice(finder):
     assert picker.lr == slice(1e-5, 1e-3)
     picker.take(1e-4)
     assert picker.lr == 1e-4 and not picker.many.value
+
+
+def test_a_learner_without_pictures_or_a_model_without_loaders(make_learner):
+    learn = make_learner()
+    learn.dls = None  # as `load_learner` gives it
+    with pytest.raises(ValueError, match='without pictures'):
+        pick_lr(learn)
+    with pytest.raises(ValueError, match='loaders'):
+        pick_lr(learn.model)
+
+
+def test_a_slice_with_one_end(make_learner):
+    picker = pick_lr(make_learner(), num_it=12, epochs=1)
+    picker.take(slice(1e-3))
+    assert rate_text(slice(1e-3)) == 'slice(1e-3)' and picker.lr == slice(1e-4, 1e-3)
+    assert picker.preview(slice(1e-3)).problem == '' and picker.error.value == ''
 
 
 def test_no_suggestion_is_said():

@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 LESSONS = [path for path in NOTEBOOKS if path.stem not in ('index', 'glossary')]
+SLOW = {'03_freezing', '04_one_cycle', '05_lr_finder', '06_fine_tuning', '07_overfitting', '08_what_it_learned',
+        '09_your_own_photos', '11_claims', '13_pretraining'}  # more than about 20 seconds
 REPO = 'finetune-teach/finetune_teach'
 COLAB = '''#| hide
 #| eval: false
@@ -27,7 +29,8 @@ def copies(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+                                  for path in NOTEBOOKS])
 def test_runs(path, copies):
     notebook = nbformat.read(copies / path.name, 4)
     committed = [printed_numbers(cell) for cell in notebook.cells]

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections import namedtuple
 from functools import partial
 
@@ -760,7 +761,7 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
         order.append(learn.dls.train.last_plan.index.tolist())
         return F.cross_entropy(scores, y) * (float('nan') if len(order) == 2 else 1)
     learn.loss_func = loss
-    with pytest.raises(NotFinite, match=r'(?s)loss \(nan\).*step 2 of epoch 0, rates .*This batch was:') as error:
+    with pytest.raises(NotFinite, match=r'(?s)loss \(nan\).*step 2 of epoch 0, rates .*This batch was made of:') as error:
         learn.fit_one_cycle(1, 1e-3)
     named = re.findall(r'train/(\d+).jpg', str(error.value))
     assert [int(n) for n in named] == order[1] and len(named) == 16
@@ -770,7 +771,7 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
 def test_pictures_without_files_are_numbered(pets, make_learner):
     learn = make_learner()
     learn.loss_func = lambda scores, y: F.cross_entropy(scores, y) * float('inf')
-    with pytest.raises(NotFinite, match=r'(?s)inf.*This batch was:\n  training picture \d+'):
+    with pytest.raises(NotFinite, match=r'inf.*This batch was made of the pictures \d+, \d+'):
         learn.fit_one_cycle(1, 1e-3)
 
 
@@ -802,6 +803,18 @@ def test_too_little_memory_names_a_batch_that_fits(error, most, told):
         fit(model, Batches([(x, y)], [(x[:2], y[:2])]), 1, constant(1, 0.01), show=False)
     assert told in str(raised.value)
     assert same_bits(before, state(model)) and all(p.grad is None for p in model.parameters())
+
+
+def test_too_little_memory_while_features_are_computed(make_learner):
+    def full(module, inputs):
+        if len(inputs[0]) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    learn = make_learner()
+    learn.model[0].conv1.register_forward_pre_hook(full)
+    before = state(learn.model)
+    with pytest.raises(MemoryError, match='batch_size of half'):
+        learn.fit(1, 1e-3)
+    assert same_bits(before, state(learn.model))
 
 
 TOO_LARGE = '''
@@ -894,3 +907,22 @@ def test_epochs_done_before_are_left_out(toy, batches):
     fit(twin, batches, 3, schedule, optimizer, recorder=parts, seed=1, show=False, callbacks=[stop])
     fit(twin, batches, 3, schedule, optimizer, recorder=parts, seed=1, show=False, done=2)
     assert parts.steps == whole.steps and same_bits(state(toy), state(twin))
+
+
+def test_a_seed_that_cannot_reach_everything_says_so(toy, batches):
+    from torch.utils.data import DataLoader, TensorDataset
+    x, y = (torch.cat(part) for part in zip(*batches.train))
+    own = DataLoader(TensorDataset(x, y), 5, shuffle=True, generator=torch.Generator().manual_seed(0))
+    dls = batches._replace(train=own)
+    with pytest.warns(UserWarning, match='seed=3 will not repeat this training to the bit: dls.train.*generator'):
+        fit(toy, dls, 1, constant(3, 0.01), seed=3, show=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(toy, dls, 1, constant(3, 0.01), show=False)     # no seed, no promise
+        fit(toy, batches, 1, constant(3, 0.01), seed=3, show=False)
+
+
+def test_a_batch_of_one_picture(make_learner):
+    dls = drawn_pets(n_train=1, n_valid=1, size=32, batch_size=1)
+    with pytest.raises(ValueError, match='batch of one picture. Make the loaders with another batch_size'):
+        make_learner(dls).fit(1, 1e-3)

@@ -162,8 +162,10 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_one(make_learner):
 
 
 def test_early_stopping_counts_in_each_phase_anew(make_learner):
-    learn = make_learner()
-    learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('train_loss', patience=1, lowest=False)])
+    def level(scores, targets):
+        return 1.0
+    learn = make_learner(metrics=level)
+    learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('level', patience=1, lowest=True)])
     assert [(r['phase'], r['epoch']) for r in learn.recorder.history] == [
         ('frozen', 0), ('frozen', 1), ('unfrozen', 0), ('unfrozen', 1)]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from nbclient import NotebookClient
 from torchvision import models
 
+from conftest import publish
 from finetune_teach.drawing import draw_pet
 
 NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '10_oxford_pets.ipynb'
@@ -37,24 +37,28 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def run(folder, **settings):
-    "Execute the notebook with other settings; returns what it printed."
+def run(folder, urls={}, **settings):
+    "Execute the notebook with other settings, and weights elsewhere; returns what it printed."
     notebook = nbformat.read(NOTEBOOK, 4)
     cell = next(cell for cell in notebook.cells if cell.source.startswith('path = '))
     for name in settings:
         assert f'{name} = ' in cell.source, 'no such setting'
     cell.source += ''.join(f'\n{name} = {value!r}' for name, value in settings.items())
+    for weights, url in urls.items():
+        cell.source += f'\nimport torchvision; torchvision.models.{weights}.value.url = {url!r}'
     NotebookClient(notebook, timeout=300, kernel_name='python3',
                    resources={'metadata': {'path': folder}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     return ''.join(output.text for output in outputs if output.output_type == 'stream')
 
 
-def test_with_photos_and_weights_every_cell_runs(photos, cache, tmp_path):
+def test_with_photos_and_weights_every_cell_runs(photos, cache, tmp_path, monkeypatch):
+    urls = {}
     for network, weights in [(models.resnet34(), models.ResNet34_Weights.DEFAULT),
                              (models.resnet50(), models.ResNet50_Weights.IMAGENET1K_V1)]:
-        torch.save(network.state_dict(), cache / Path(weights.url).name)
-    printed = run(tmp_path, path=str(photos), size=32, long_runs=True)
+        publish(network, weights, cache, monkeypatch)
+        urls[str(weights)] = weights.url
+    printed = run(tmp_path, urls, path=str(photos), size=32, long_runs=True)
     assert 'The cells below will run.' in printed and 'Skipped' not in printed
     assert '12 training and 3 validation pictures of 32 x 32, 3 classes' in printed
     for name in 'AEGHI': # what the reader got, beside the published row

@@ -25,6 +25,8 @@ from finetune_teach import pictures as P
 from finetune_teach.pictures import (BatchPlan, ImageLoader, ImageLoaders, drawn_pets, image_files,
                                      image_folders, load_picture, oxford_pets, show_pictures)
 
+# the folders made here have 25 dogs and 2 eels, which is told each time
+pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 GREEN, RED, BLUE = (0, 160, 40), (200, 30, 30), (20, 40, 210)
 
@@ -279,6 +281,7 @@ def test_skipping(pets):
     bad = break_files(pets / 'cat')
     with pytest.warns(UserWarning, match=f'{len(bad)} of {37 + len(bad)} files') as said:
         dls = image_folders(pets, on_error='skip')
+    said = [warning for warning in said if 'very unequal' not in str(warning.message)]
     assert len(said) == 1 and said[0].filename == __file__
     assert {path.name for path, _ in dls.skipped} == set(bad) and all(r for _, r in dls.skipped)
     assert len(dls.files) == 37 and not set(dls.files) & {path for path, _ in dls.skipped}
@@ -855,16 +858,16 @@ def test_oxford_not_there(tmp_path, oxford):
 
 def test_oxford_offline(tmp_path, monkeypatch):
     from urllib.error import URLError
-    from torchvision.datasets import oxford_iiit_pet
+    from urllib.request import OpenerDirector
     def offline(*args, **options): raise URLError('Name or service not known')
-    monkeypatch.setattr(oxford_iiit_pet, 'download_and_extract_archive', offline)
+    monkeypatch.setattr(OpenerDirector, 'open', offline)
     says(oxford_pets, tmp_path, download=True, error=FileNotFoundError,
          match=['Name or service', str(tmp_path), 'unpack them'])
 
 
 def test_oxford_incomplete(oxford):
     for i in range(3): (oxford / 'oxford-iiit-pet' / 'images' / f'Bengal_{i}.jpg').unlink()
-    says(oxford_pets, oxford, error=FileNotFoundError, match=['3 of 18', 'Bengal_0.jpg', 'Delete'])
+    says(oxford_pets, oxford, error=FileNotFoundError, match=['3 of 18', 'Bengal_0.jpg', 'download=True'])
     with pytest.warns(UserWarning, match='3 of 18'): dls = oxford_pets(oxford, on_error='skip')
     assert len(dls.skipped) == 3 and len(dls.files) == 15
 
@@ -1004,6 +1007,7 @@ def test_skipping_is_the_same_from_disk(pets):
     with pytest.warns(UserWarning): eager = image_folders(pets, on_error='skip', batch_size=8)
     with pytest.warns(UserWarning, match=f'{len(bad)} of {37 + len(bad)} files') as said:
         lazy = image_folders(pets, on_error='skip', batch_size=8, memory=0)
+    said = [warning for warning in said if 'very unequal' not in str(warning.message)]
     assert len(said) == 1 and said[0].filename == __file__ and on_disk(lazy) == {True}
     assert lazy.skipped == eager.skipped and lazy.files == eager.files
     assert_same_batches(lazy, eager)

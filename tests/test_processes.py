@@ -123,6 +123,31 @@ try:
 finally:
     learn.save('model') # does not wait for a process that may be training
 '''
+GOES_ON = f'''
+import os, sys
+import torch
+from finetune_teach.all import *
+from finetune_teach.pretrained_body import checksum
+
+def training(name, dies=False):
+    torch.manual_seed(world().rank)
+    learn = vision_learner(drawn_pets(**{PICTURES}), hidden=(16,), device='cpu', show=False, checkpoint=name)
+    def die(model, recorder):
+        if dies and len(recorder.history) == 2:
+            torch.distributed.barrier() # the file of the first epoch is written
+            os._exit(9)
+    learn.fine_tune(2, callbacks=[die])
+    return checksum(learn.model.state_dict())
+
+if not os.path.exists('run.safetensors'):
+    training('straight')
+    training('run', dies=True)
+else:
+    again = training('run')
+    straight = read_saved('straight').tensors
+    same = all(t.equal(straight['model.' + k]) for k, t in load_learner('run').model.state_dict().items())
+    print('same' if same else 'other', len(read_saved('run').history), flush=True)
+'''
 
 
 def run(folder, script, processes):
@@ -194,3 +219,13 @@ def test_the_parts_give_what_the_whole_gives(tmp_path):
 def test_a_failing_process_ends_all(tmp_path):
     done = run(tmp_path, STOPS, 2)
     assert done.returncode != 0 and 'process 1 fails' in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_goes_on_after_a_stop(tmp_path):
+    "Both die in the second epoch; started again, two end with the weights of a training in one go."
+    assert run(tmp_path, GOES_ON, 2).returncode != 0
+    assert (tmp_path / 'run.safetensors').exists()
+    done = run(tmp_path, GOES_ON, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['same', '3'] * 2, done.stdout

@@ -1,13 +1,16 @@
 "The house is in order: module, README, site and wheel follow from the notebooks and settings."
+import ast
 import configparser
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -22,7 +25,8 @@ except ImportError: # Python 3.10, where pytest brings the same under this name
 ROOT = Path(__file__).parent.parent
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT / 'settings.ini')
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+PROJECT, TOOLS = PYPROJECT['project'], PYPROJECT['tool']
 
 
 def test_module_is_what_the_notebooks_export(tmp_path):
@@ -47,7 +51,6 @@ def test_two_files_of_settings_agree():
 
 def test_readme_is_the_home_page():
     cells = re.findall(r'(?s).+', (ROOT / 'README.md').read_text())
-    import nbformat
     texts = [c.source if c.cell_type == 'markdown' else c.outputs[0].data['text/markdown']
              for c in nbformat.read(ROOT / 'nbs/index.ipynb', 4).cells
              if c.cell_type == 'markdown' or c.source.startswith('#| echo: false')]
@@ -62,7 +65,11 @@ def test_workflows_run_what_the_readme_says():
     matrix = test['test']['strategy']['matrix']
     assert {name.split('-')[0] for name in matrix['os']} == {'ubuntu', 'macos', 'windows'}
     assert matrix['python'][0] == SETTINGS['DEFAULT']['min_python']
-    assert [step for step in test['test']['steps'] if step.get('run') == command]
+    assert matrix['python'] == [f'3.{n}' for n in range(10, 10 + len(matrix['python']))], 'none is left out'
+    runs = [(step['run'].split(' #')[0], step.get('if', '')) for step in test['test']['steps'] if 'run' in step]
+    at = runs.index((command, ''))
+    (slow, where), = runs[at + 1:]
+    assert slow == 'pytest -m slow' and set(re.findall(r"'([^']+)'", where)) <= {*matrix['os'], *matrix['python']}
     steps = [step for job in [*test.values(), *site.values()] for step in job['steps']]
     assert [step for step in steps if 'nbdev_docs' in step.get('run', '')]
     assert [step for step in steps if step.get('with', {}).get('path') == SETTINGS['DEFAULT']['doc_path']]
@@ -70,9 +77,30 @@ def test_workflows_run_what_the_readme_says():
         assert ('uses' in step) != ('run' in step) and re.search(r'@v\d+$', step.get('uses', '@v0')), step
 
 
+def test_the_readmes_command_leaves_out_what_is_slow_and_ci_does_not():
+    options = TOOLS['pytest']['ini_options']
+    assert '-m "not slow"' in options['addopts'] and [m for m in options['markers'] if m.startswith('slow:')]
+    assert '`pytest -m slow`' in (ROOT / 'README.md').read_text()
+    assert (ROOT / '.ci/run').read_text().endswith('\nbash -c "$command"\npytest -m slow\n')
+
+
+def test_all_code_is_python_of_the_oldest_version_and_compiles_without_a_warning():
+    oldest = tuple(map(int, SETTINGS['DEFAULT']['min_python'].split('.')))
+    code = {p.name: p.read_text() for folder in ('finetune_teach', 'tests', 'benchmarks') for p in (ROOT / folder).glob('*.py')}
+    for path in (ROOT / 'nbs').glob('*.ipynb'):
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+        code |= {f'{path.name}, cell {i}': re.sub(r'^(\s*)[%!].*', r'\1pass', source, flags=re.M)
+                 for i, source in enumerate(cells)}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for name, source in code.items():
+            ast.parse(source, name, feature_version=oldest)
+            compile(source, name, 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
 def test_installed_module_needs_only_what_it_declares():
     declared = {re.match(r'[\w-]+', line)[0] for line in PROJECT['dependencies']}
-    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets'}
+    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets', 'filelock': 'torch'}
     for path in (ROOT / 'finetune_teach').glob('*.py'):
         for name in re.findall(r'^\s*(?:import|from) (\w+)', path.read_text(), re.M):
             if name not in sys.stdlib_module_names and name != 'finetune_teach':
@@ -98,9 +126,13 @@ def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp('dist')
     copy = shutil.copytree(ROOT, out / 'source', symlinks=True, ignore=shutil.ignore_patterns(
         '.git', '__pycache__', '*.egg-info', 'build', 'dist'))
+    for name in ('nbs/Untitled.ipynb', 'nbs/.ipynb_checkpoints/index-checkpoint.ipynb', 'finetune_teach/weights/old.bin'):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text('{}')  # left lying about; must not be shipped
     # --no-isolation: the build tool of the development environment, so that no network is needed
-    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy], check=True,
-                   capture_output=True)
+    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, copy], check=True,
+                          capture_output=True, text=True)
+    assert 'absent from' not in done.stdout + done.stderr, 'setuptools doubts what is a package'
     return next(out.glob('*.whl')), next(out.glob('*.tar.gz'))
 
 
@@ -108,13 +140,14 @@ def test_wheel_holds_the_module_and_its_weights(wheel):
     names = zipfile.ZipFile(wheel[0]).namelist()
     modules = {f'finetune_teach/{p.name}' for p in (ROOT / 'finetune_teach').glob('*.py')}
     assert modules | {'finetune_teach/weights/tiny_resnet.safetensors'} <= set(names)
-    assert not [n for n in names if n.startswith(('nbs/', 'tests/'))]
+    assert not [n for n in names if n.startswith(('nbs/', 'tests/')) or n.endswith('old.bin')]
 
 
 def test_wheel_and_source_distribution_hold_the_notebooks_once(wheel):
     names = zipfile.ZipFile(wheel[0]).namelist()
-    files = [p for p in (ROOT / 'nbs').glob('**/*') if p.suffix in ('.ipynb', '.png', '.svg') and '.ipynb_' not in str(p)]
-    expected = sorted(str(p.relative_to(ROOT / 'nbs').as_posix()) for p in files)
+    images = [f'images/{p.name}' for p in (ROOT / 'nbs/images').iterdir()]
+    lessons = re.findall(r'\(nbs/(\w+\.ipynb)\)', (ROOT / 'README.md').read_text())
+    expected = sorted({'index.ipynb', *lessons, *images})
     folder = 'finetune_teach/notebooks/'
     assert sorted(n.removeprefix(folder) for n in names if n.startswith(folder)) == expected
     with tarfile.open(wheel[1]) as archive:

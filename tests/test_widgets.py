@@ -172,6 +172,7 @@ def explorers(make_learner):
 NAMES = ['pick_lr', 'pick_lr unfrozen', 'explore_freezing', 'explore_one_cycle', 'explore_overfitting']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_two_hundred_moves_leave_nothing_behind(explorers, name):
     _, all_of_them = explorers
