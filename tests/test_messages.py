@@ -10,13 +10,17 @@ import copy
 import functools
 import io
 import json
+import os
 import pickle
 import re
 import shutil
+import struct
 import sys
+import tarfile
 import tempfile
 import urllib.error
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,15 +32,18 @@ import torch
 import torch.nn.functional as F
 from conftest import small_network
 from PIL import Image
+from test_downloads import CONTENT, OTHER, Web, sha256
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import finetune_teach
 from finetune_teach import __main__ as command_line
 from finetune_teach import pictures, pretraining, processes, saving
+from finetune_teach.downloads import download, unpack
 from finetune_teach.drawing import draw_pet
 from finetune_teach.fine_tuning import cnn_learner, load_learner, vision_learner
 from finetune_teach.freezing import freeze_to, group_distances
-from finetune_teach.lr_finder import lr_find
+from finetune_teach.lr_finder import lr_find, pick_lr, suggest_valley
 from finetune_teach.one_cycle import constant, create_optimizer, explore_one_cycle, fit, spread_lrs
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, explore_overfitting, top_mistakes)
@@ -44,10 +51,12 @@ from finetune_teach.pictures import (
     ImageLoader, drawn_pets, image_files, image_folders, load_picture, oxford_pets)
 from finetune_teach.pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe, read_weights)
-from finetune_teach.random_head import create_head
+from finetune_teach.random_head import create_head, not_repeatable
 from finetune_teach.saving import read_saved, read_tensors, write_tensors
 from finetune_teach.what_it_learned import (
     activations, evidence_map, plot_filters, receptive_field)
+
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='errors of the system read as on Linux')
 
 TABLE = Path(__file__).with_name('messages.md')
 PACKAGE = Path(finetune_teach.__file__).parent
@@ -71,12 +80,12 @@ def trained(**options):
 def network():
     return nn.Sequential(create_body(small_network()), create_head(8, 12, ()))
 
-def photos(folder, **classes):
+def photos(folder, colour=99, **classes):
     "A folder with so many small pictures in each class."
     for k, (name, n) in enumerate(classes.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(n):
-            Image.new('RGB', (8, 8), (20 * i, 80 * k, 99)).save(folder / name / f'{i}.png')
+            Image.new('RGB', (8, 8), (10 * i, 80 * k, colour)).save(folder / name / f'{i}.png')
     return folder
 
 def two_kinds(place):
@@ -108,19 +117,20 @@ def own_network(place=None):
     return small_network()
 
 class Greedy(nn.Module):
-    "Stands for a network that has memory for `most` pictures only."
+    "Stands for a network that has memory for `most` pictures only; 0: for training alone."
     def __init__(self, most):
         super().__init__()
         self.linear, self.most = nn.Linear(4, 3), most
 
     def forward(self, x):
-        if self.training and len(x) > self.most:
+        if self.training and len(x) > self.most if self.most else not self.training:
             raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
         return self.linear(x)
 
 def too_large(most):
     x, y = torch.ones(32, 4), torch.zeros(32, dtype=torch.long)
-    fit(nn.Sequential(Greedy(most), nn.Linear(3, 3)), Dls([(x, y)], [(x, y)]), 1, constant(1, .01), show=False)
+    model = nn.Sequential(Greedy(most), nn.Linear(3, 3))
+    fit(model, Dls([(x, y)], [(x, y)]), 1, constant(1, .01), show=False)
 
 def in_order(place):
     "A learner whose first training batch is known."
@@ -200,6 +210,9 @@ def pets_folder(place, missing=()):
 def offline(*args, **kwargs):
     raise urllib.error.URLError('no network')
 
+def refused(*args):
+    raise PermissionError(13, 'Permission denied')
+
 def a_weights_file(place, change=None):
     from finetune_teach.pretrained_body import WEIGHTS_FILE
     data = bytearray(Path(str(WEIGHTS_FILE)).read_bytes())
@@ -209,15 +222,66 @@ def turned(data):
     data[-1] ^= 1
     return data
 
-def hub(place):
+def resnet18(place, content=None, checked=False):
+    "Build it with the file of its weights as it is told here, and no network."
     (place / 'checkpoints').mkdir()
-    return patch('torch.hub.get_dir', lambda: str(place))
-
-def resnet18_offline(place, content=None):
-    with hub(place), patch('torch.hub.download_url_to_file', offline):
+    path = place / 'checkpoints' / 'resnet18-f37072fd.pth'
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch('torch.hub.get_dir', lambda: str(place)))
+        stack.enter_context(patch('urllib.request.OpenerDirector.open', offline))
         if content is not None:
-            file(place / 'checkpoints', 'resnet18-f37072fd.pth', content)
+            path.write_bytes(content)
+        if checked: # as if it had the checksum of its name
+            stack.enter_context(patch('finetune_teach.pretrained_body.fetch_weights', lambda weights: path))
         create_body('resnet18')
+
+def fetched(place, checksum='', name='a.pth', **plan):
+    "Ask a server on this computer that does what `plan` says."
+    server = Web(**{key: plan.pop(key) for key in [*plan] if key not in ('timeout', 'max_bytes')})
+    try:
+        with patch.dict('os.environ', {'no_proxy': '*'}):
+            download(server.url, place / name, checksum, retries=0, progress=False, **plan)
+    finally:
+        server.close()
+
+def archive(place, *members):
+    with tarfile.open(place / 'a.tar', 'w') as files:
+        for name, kind in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, '/etc/passwd'
+            files.addfile(member)
+    return place / 'a.tar'
+
+def giant(place):
+    "The first bytes of a PNG of 20,000 x 20,000 pixels."
+    about = b'IHDR' + struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
+    start = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + about + struct.pack('>I', zlib.crc32(about))
+    return file(place, 'a.png', start + struct.pack('>I', 9) + b'IDAT')
+
+def many_scans(place):
+    Image.new('RGB', (64, 64)).save(place / 'a.jpg', progressive=True)
+    return file(place, 'a.jpg', (place / 'a.jpg').read_bytes() + 9999 * b'\xff\xda')
+
+def long_file(place):
+    os.truncate(file(place, 'a.jpg', b'x'), 3_000_000_000)
+    return place / 'a.jpg'
+
+def pipe(place):
+    os.mkfifo(place / 'a.jpg')
+    return place / 'a.jpg'
+
+def twice(place):
+    "A folder with train and valid, in which one picture is the same."
+    photos(place / 'train', cat=2, dog=2)
+    photos(place / 'valid', 0, cat=2, dog=2)
+    shutil.copy(place / 'train/cat/0.png', place / 'valid/dog/0.png')
+    return place
+
+def torch_loader(**options):
+    "The drawn pets in a loader of PyTorch's own."
+    x, y = torch.ones(8, 3, 32, 32), torch.arange(8) % 2
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, **options)
+    return Dls(loader, [(x, y)])
 
 def features(n=4, f=3):
     return torch.arange(n * f).view(n, f) / 7, torch.arange(n) % 2
@@ -279,6 +343,15 @@ def saved_elsewhere(place):
         command_line.save_somewhere(learn, file(place, 'file') / 'model')
     return said.getvalue().strip()
 
+def cudnn_that_tries_out(place):
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        with patch('torch.are_deterministic_algorithms_enabled', lambda: True), \
+                patch.dict('os.environ', CUBLAS_WORKSPACE_CONFIG=''):
+            return '\n'.join(not_repeatable('cuda'))
+    finally:
+        torch.backends.cudnn.benchmark = before
+
 def call(context, action):
     with context:
         return action()
@@ -309,8 +382,17 @@ MESSAGES = {
         ('load_picture(..., size=0)', 'size=0', lambda p: load_picture('a.jpg', 0)),
         ('load_picture of a file that is not there', 'a.jpg', lambda p: load_picture(p / 'a.jpg', 8)),
         ('load_picture of a folder', 'PLACE', lambda p: load_picture(p, 8)),
+        ('load_picture of a named pipe', 'PLACE/a.jpg', lambda p: load_picture(pipe(p), 8)),
+        ('load_picture of a file that you may not read', 'PLACE/a.jpg', lambda p: call(
+            patch('finetune_teach.pictures.open_file', refused), lambda: load_picture(p / 'a.jpg', 8))),
         ('load_picture of an empty file', 'a.jpg', lambda p: load_picture(file(p, 'a.jpg'), 8)),
         ('load_picture of a text file called .jpg', 'a.jpg', lambda p: load_picture(file(p, 'a.jpg', b'hello'), 8)),
+        ('load_picture of a file of 3 GB', 'PLACE/a.jpg', lambda p: load_picture(long_file(p), 8)),
+        ('load_picture of 20,000 x 20,000 pixels', 'PLACE/a.png', lambda p: load_picture(giant(p), 8)),
+        ('load_picture of a JPEG in 10,000 scans', 'PLACE/a.jpg', lambda p: call(
+            patch('finetune_teach.pictures.MAX_PIXELS', 10_000), lambda: load_picture(many_scans(p), 8))),
+        ('load_picture of a PNG that is damaged at its beginning', 'PLACE/a.png',
+         lambda p: load_picture(file(p, 'a.png', b'\x89PNG\r\n\x1a\n' + bytes(99)), 8)),
         ('load_picture of a photo that is cut off', 'a.jpg', lambda p: load_picture(cut_off(p), 8)),
         ('ImageLoader of 3 pictures with 2 labels', '3 pictures',
          lambda p: ImageLoader(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))),
@@ -326,6 +408,8 @@ MESSAGES = {
          lambda p: image_folders(two_kinds(p), on_error='ignore')),
         ("image_folders(..., memory='1 GB')", "memory='1 GB'", lambda p: image_folders(two_kinds(p), memory='1 GB')),
         ('image_folders of a folder that is not there', 'PLACE/photos', lambda p: image_folders(p / 'photos')),
+        ('image_folders of a folder that you may not read', 'PLACE', lambda p: call(
+            patch('os.scandir', refused), lambda: image_folders(p))),
         ('image_folders of a file', 'PLACE/a.jpg', lambda p: image_folders(file(p, 'a.jpg'))),
         ('image_folders of an empty folder', 'PLACE', lambda p: image_folders(p)),
         ('image_folders with an empty class folder', 'PLACE/bird',
@@ -338,6 +422,9 @@ MESSAGES = {
             photos(p / 'train', cat=2, dog=2), photos(p / 'valid', cat=2, bird=2), image_folders(p)]),
         ('image_folders with an empty valid', 'validation', lambda p: [
             photos(p / 'train', cat=2, dog=2), photos(p / 'valid', cat=0), image_folders(p)]),
+        ('image_folders with a picture in train and in valid', 'dog/0.png', lambda p: image_folders(twice(p))),
+        ('image_folders with classes cat and Cat', "'Cat' and 'cat'", lambda p: image_folders(photos(p, cat=2, Cat=2))),
+        ('image_folders with 20 cats and 2 dogs', 'cat 20, dog 2', lambda p: image_folders(photos(p, cat=20, dog=2))),
         ('image_folders with a file that is no picture', 'PLACE/cat/2.png',
          lambda p: image_folders(broken(two_kinds(p)))),
         ("the same with on_error='skip'", 'PLACE/cat/2.png',
@@ -365,6 +452,32 @@ MESSAGES = {
         ('oxford_pets of which a photo is missing', 'pug_1.jpg', lambda p: oxford_pets(pets_folder(p, ['pug_1']))),
         ("oxford_pets(..., split='mine')", "split='mine'", lambda p: oxford_pets(p, split='mine')),
     ],
+    'downloads': [
+        ("download('ftp://a/b', ...)", 'ftp://a/b', lambda p: download('ftp://a/b', p / 'b')),
+        ("download(..., checksum='f37072fd')", 'f37072fd', lambda p: download('http://a', file(p, 'a'), 'f37072fd')),
+        ('download of a file that is there, and another one', 'PLACE/a',
+         lambda p: download('http://a', file(p, 'a'), sha256(CONTENT))),
+        ('download without a network', 'PLACE/a', lambda p: call(
+            patch('urllib.request.OpenerDirector.open', offline), lambda: download('http://a/b', p / 'a'))),
+        ('download of what is not there', '404', lambda p: fetched(p, status=404)),
+        ('download from a server that has nothing to say', '204', lambda p: fetched(p, status=204)),
+        ('download that is cut off', '1,000 of 300,000', lambda p: fetched(p, sha256(CONTENT), cut=1000)),
+        ('download from a server that falls silent', '0.2 seconds', lambda p: fetched(p, cut=10, stall=9, timeout=.2)),
+        ('download of another file than the checksum tells', 'sha256:', lambda p: fetched(p, sha256(OTHER))),
+        ('download without length and checksum', 'how long', lambda p: fetched(p, silent_length=True)),
+        ('download(..., max_bytes=1000) of more', 'max_bytes=1,000', lambda p: fetched(p, max_bytes=1000)),
+        ('the same, the server not saying how long it is', 'max_bytes=1,000',
+         lambda p: fetched(p, max_bytes=1000, chunked=True)),
+        ('download to a disk that is too full', '300,000', lambda p: call(
+            patch('shutil.disk_usage', lambda folder: Mock(free=1000)), lambda: fetched(p))),
+        ('download that is sent on to another kind of address', 'ftp://a/b', lambda p: fetched(p, status=302, to='ftp://a/b')),
+        ('download into a folder that is a file', 'PLACE/file', lambda p: fetched(file(p, 'file'))),
+        ('unpack of a file that is no archive', 'PLACE/a.tar', lambda p: unpack(file(p, 'a.tar', b'?' * 99), p / 'new', False)),
+        ('unpack of an archive with a link', 'passwords', lambda p: unpack(
+            archive(p, ('passwords', tarfile.SYMTYPE)), p / 'new', False)),
+        ('unpack into a folder that is a file', 'PLACE/file', lambda p: unpack(
+            archive(p, ('a', tarfile.REGTYPE)), file(p, 'file'), False)),
+    ],
     'processes': [
         ('batch norm of one row in all processes', '(1, 4)', one_value),
         ('processes that have different batches', 'batches', other_batches),
@@ -375,9 +488,13 @@ MESSAGES = {
         ('create_body of a builder of your own', 'own_network', lambda p: create_body(own_network)),
         ('create_body of a network without a linear layer', 'Sequential',
          lambda p: create_body(nn.Sequential(nn.Conv2d(3, 4, 3)))),
-        ("create_body('resnet18') without a network", 'PLACE/checkpoints/resnet18-f37072fd.pth', resnet18_offline),
-        ("create_body('resnet18') from a damaged file", 'PLACE/checkpoints/resnet18-f37072fd.pth',
-         lambda p: resnet18_offline(p, b'no weights')),
+        ("create_body('resnet18') without a network", 'PLACE/checkpoints/resnet18-f37072fd.pth', resnet18),
+        ("create_body('resnet18') from a file with another checksum", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, b'no weights')),
+        ("create_body('resnet18') from a file that torch cannot read", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, b'', checked=True)),
+        ("create_body('resnet18') from a file with code", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, pickle.dumps(print), checked=True)),
         ("tiny_resnet's weights are not there", 'PLACE/body.safetensors', lambda p: read_weights(p / 'body.safetensors')),
         ("tiny_resnet's weights are cut off", 'PLACE/body.safetensors',
          lambda p: read_weights(a_weights_file(p, lambda data: data[:1000]))),
@@ -393,6 +510,10 @@ MESSAGES = {
     ],
     'random_head': [
         ('create_head(256, n_classes=1)', '1', lambda p: create_head(256, 1)),
+        ("vision_learner(..., seed='a')", "'a'", lambda p: learner(seed='a')),
+        ("not_repeatable('mps')", 'mps', lambda p: '\n'.join(not_repeatable('mps'))),
+        ("not_repeatable('cuda')", 'set_seed(0)', lambda p: '\n'.join(not_repeatable('cuda'))),
+        ("not_repeatable('cuda'), with cuBLAS and cuDNN as they come", 'CUBLAS_WORKSPACE_CONFIG', cudnn_that_tries_out),
         ('vision_learner(..., head=...) of another width', '8',
          lambda p: learner(head=nn.Linear(512, 12))),
         ('vision_learner(..., head=...) with too few outputs', '(2, 3)', lambda p: learner(head=nn.Linear(8, 3))),
@@ -419,6 +540,16 @@ MESSAGES = {
         ('a loss that becomes NaN', 'PLACE/cat/', lambda p: with_loss(in_order(p), lambda loss: loss * float('nan'))),
         ('a gradient that becomes NaN, pictures without files', 'gradient', lambda p: with_loss(
             learner(replace_train(batch_size=4, shuffle=False)), no_gradient)),
+        ('loaders with batches of one picture', 'one picture',
+         lambda p: learner(image_folders(two_kinds(p), size=32, batch_size=1)).fit(1)),
+        ("fit(..., seed=0) with a DataLoader's own generator", 'seed=0', lambda p: fit(
+            network(), torch_loader(shuffle=True, generator=torch.Generator()), 1, constant(2, 1e-3), seed=0, show=False)),
+        ('fit(..., seed=0) with workers that are kept', 'persistent_workers', lambda p: '\n'.join(not_repeatable(
+            'cpu', torch_loader(num_workers=1, persistent_workers=True)))),
+        ('fit(..., seed=0) with workers that do not wait for each other', 'in_order', lambda p: '\n'.join(not_repeatable(
+            'cpu', Dls(Mock(DataLoader, num_workers=2, in_order=False, persistent_workers=False, generator=None,
+                            batch_sampler=None, sampler=None), [])))),
+        ('validation pictures that do not fit into memory', 'batch_size', lambda p: too_large(0)),
         ('a batch that does not fit into memory', '32 pictures', lambda p: too_large(10)),
         ('not even two pictures fit into memory', '32 pictures', lambda p: too_large(1)),
         ('fit(...) without validation batches', '0 validation',
@@ -431,6 +562,8 @@ MESSAGES = {
     ],
     'lr_finder': [
         ('learn.lr_find(start_lr=1, end_lr=0.1)', '0.1', lambda p: learner().lr_find(start_lr=1, end_lr=.1)),
+        ('suggest_valley of two rates and a loss', '2 rates', lambda p: suggest_valley([1e-3, 1e-2], [1.0])),
+        ('pick_lr(model)', 'loaders', lambda p: pick_lr(network())),
         ('lr_find(...) without training batches', 'training', lambda p: lr_find(network(), Dls([], [batch()]))),
         ('lr_find(...) of pictures that are no numbers', 'nan',
          lambda p: lr_find(network(), Dls([batch(value=float('nan'))], [batch()]))),
@@ -490,7 +623,7 @@ MESSAGES = {
         ('cnn_learner(..., pretrained=True)', 'pretrained', lambda p: cnn_learner(drawn(), pretrained=True)),
         ('vision_learner with pictures that are too small', '32x32', lambda p: learner(
             arch=nn.Sequential(nn.Conv2d(3, 4, 64), nn.Flatten(), nn.Linear(4, 3)))),
-        ('vision_learner with a network that goes on after its last linear layer', '(2, 8, 1)', lambda p: learner(
+        ('vision_learner with a network that goes on after its last linear layer', '(2, 3, 1)', lambda p: learner(
             arch=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Unflatten(1, (-1, 1))))),
         ("vision_learner(..., precision='fp8')", 'fp8', lambda p: learner(precision='fp8')),
         ('learn.fit(1) of a learner loaded without pictures', 'pictures', lambda p: load_learner(
@@ -553,7 +686,9 @@ MESSAGES = {
 }
 
 # Statements that no entry reaches, and why
-NOT_REACHED = {}
+NOT_REACHED = {
+    'downloads.py unpack: raise RuntimeError': 'only a Python older than 3.10.12 comes here',
+}
 
 
 # How they are collected
@@ -646,12 +781,13 @@ def provoke(area, done, names, act, place):
 def normalised(text, place):
     "Without what differs between machines and versions."
     changes = [(re.escape(str(place)), 'PLACE'), (re.escape(str(PACKAGE.parent)), 'REPOSITORY'),
+               (r'http://127\.0\.0\.1:\d+', 'http://SERVER'),
                (re.escape(str(Path(tempfile.gettempdir()))) + r'(?=\b|/)', 'TEMPORARY'),
                (r'only [\d.e+]+ GB free', 'only ... GB free'),
                (r'\(torch 1\.0, now .*?\)', '(torch 1.0, now ...)'),
                (r"pictures was \w+, now it is \w+", 'pictures was ..., now it is ...'),
                (r'schedule was \w+, now it is \w+', 'schedule was ..., now it is ...'),
-               (r'(damaged or cut off|too large): [^\n]*', r'\1: [...]'),
+               (r'(damaged or cut off): .*; copy it again', r'\1: [...]; copy it again'),
                (r'(neither a function nor a regular expression) \([^\n]*\)$', r'\1 ([...])')]
     for old, new in changes:
         text = re.sub(old, new, text)
@@ -676,7 +812,7 @@ def table(messages):
         lines += ['', f'## {area}', '', '| what was done | what the user reads |', '|---|---|']
         for m in messages:
             if m.area == area:
-                said = '<br>'.join(f'`{line}`' for line in m.text.split('\n'))
+                said = '<br>'.join(f'`` {line} ``' if '`' in line else f'`{line}`' for line in m.text.split('\n'))
                 lines.append('| {} | {} |'.format(*(t.replace('|', r'\|') for t in (m.done, said))))
     return '\n'.join(lines) + '\n'
 
@@ -705,9 +841,10 @@ def test_they_are_text_for_people(messages):
 def test_nothing_is_said_that_is_not_in_the_table(messages):
     reached = set().union(*(m.reached for m in messages))
     missing = [s for s in sites() if s not in reached]
-    unknown = {(s.file, s.function): s.text for s in missing if (s.file, s.function) not in NOT_REACHED}
+    excused = {key: [s for s in missing if f'{s.file} {s.function}: {s.text}'.startswith(key)] for key in NOT_REACHED}
+    unknown = [s for s in missing if not any(s in found for found in excused.values())]
     assert not unknown, 'no entry of MESSAGES comes here'
-    assert NOT_REACHED.keys() == {(s.file, s.function) for s in missing}
+    assert all(len(found) == 1 for found in excused.values()), 'these do not need to be excused'
 
 def test_a_place_without_an_entry_is_found(messages, monkeypatch):
     "The check above can fail."
