@@ -152,6 +152,26 @@ def test_a_disk_that_is_full(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
 
 
+READ_ONLY = '''
+import os, sys
+from finetune_teach.saving import check_writable
+from pathlib import Path
+if os.getuid() == 0:
+    os.setuid(65534) # nobody: for the superuser no folder is read-only
+try:
+    check_writable(Path(sys.argv[1]) / 'a.safetensors')
+except OSError as error:
+    print(error)
+'''
+
+@pytest.mark.skipif(os.name != 'posix', reason='permissions as on POSIX')
+def test_a_folder_that_is_read_only(tmp_path):
+    tmp_path.chmod(0o555)
+    done = subprocess.run([sys.executable, '-c', READ_ONLY, str(tmp_path)], text=True, capture_output=True)
+    assert 'a.safetensors cannot be written: [Errno 13] Permission denied' in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 # Files made to do harm
 
 def header(text, rest=b''):
