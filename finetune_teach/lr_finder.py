@@ -328,7 +328,7 @@ def _rates(low: float, high: float) -> list[float]:
     first, last = math.ceil(4 * math.log10(low)), math.floor(4 * math.log10(high))
     return [two_digits(10 ** (k / 4)) for k in range(first, last + 1)] or [low]
 
-# %% ../nbs/05_lr_finder.ipynb #9b827a1b
+# %% ../nbs/05_lr_finder.ipynb #bd083964
 class _RatePicker(Live):
     "The first half of the `LRPicker`: the finder's curve, and controls to choose a rate."
     def __init__(self, finder: LRFinder):
@@ -351,7 +351,8 @@ class _RatePicker(Live):
         self.many = w.Checkbox(description='slice(low, high): a rate for each layer group',
                                indent=False, layout={'width': 'auto'})
         found = [self.suggestion(*pair) for pair in finder.suggestions.items()]
-        self.rules = w.VBox([*found, w.HTML(_CAVEAT if found else finder.problem.capitalize() + '.')])
+        caveat = _CAVEAT if found else finder.problem.capitalize() + '.'
+        self.rules = w.VBox([*found, w.HTML(caveat)])
         for control, react in [(self.slider, self.slid), (self.number, self.typed),
                                (self.range, self.chosen), (self.many, self.switched)]:
             control.observe(partial(self.react, react), 'value')

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from finetune_teach.fine_tuning import vision_learner
 from finetune_teach.pictures import drawn_pets
@@ -15,6 +16,9 @@ from finetune_teach.pretrained_body import TinyResNet
 
 matplotlib.use('Agg')
 torch.set_num_threads(1)  # the batches are tiny: more threads cost more than they bring
+settings.register_profile('repeats', derandomize=True, deadline=None, database=None, max_examples=150,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+settings.load_profile('repeats')  # the same inputs in each run
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,18 @@
 """What holds for any input: hypothesis looks for one for which it does not.
 
-The same inputs each time (`derandomize`), so that a change breaks a test and chance does not.
+The same inputs each time (see conftest.py), so that a change breaks a test and chance does not.
 """
 import argparse
 import copy
 import math
 import re
 import warnings
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,9 +26,6 @@ from finetune_teach.pictures import divide, draw_plans, label_all, label_functio
 from finetune_teach.random_head import seeded
 from finetune_teach.widgets import two_digits
 
-settings.register_profile('repeats', derandomize=True, deadline=None, database=None, max_examples=150,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-settings.load_profile('repeats')
 few = settings(max_examples=15)  # for what draws pictures
 
 POSITIVE = st.floats(1e-12, 1e3)

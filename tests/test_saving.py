@@ -29,7 +29,8 @@ from finetune_teach.saving import (
     HEADER_LIMIT, check_writable, file_name, read_saved, read_tensors, show_versions, versions,
     whole_file, write_tensors)
 
-SAVED = Path(__file__).parent / 'saved' / 'format_1.safetensors' # written by an earlier version
+OLD = {n: Path(__file__).parent / 'saved' / f'format_{n}.safetensors' for n in (1, 2)} # keep them
+SAVED = OLD[1]
 
 
 # What a file holds
@@ -57,16 +58,18 @@ def test_export_is_for_prediction(pets, tmp_path):
     assert not learn.optimizer.state
 
 
-def test_files_of_the_first_format(make_learner):
-    "Written before there were checksums and a history, by the code of that day."
-    learn = make_learner(seed=9).load(SAVED)
+@pytest.mark.parametrize('number', OLD)
+def test_files_of_earlier_versions(make_learner, number):
+    "Each written by the code of its day; the first has neither checksum nor history."
+    learn = make_learner(seed=9).load(OLD[number])
     found = learn.predict(draw_pet('beagle', seed=5)).probabilities
     known = [.08288144, .08403316, .08398332, .08338004, .08322059, .08307391, .08345735, .08260565,
              .08321449, .08345079, .08251309, .08418617]
     assert torch.allclose(found, torch.tensor(known), atol=1e-5)
     assert len(learn.optimizer.state) == sum(p.requires_grad for p in learn.model.parameters())
-    same = load_learner(SAVED, arch=small_network())
+    same = load_learner(OLD[number], arch=small_network())
     assert torch.allclose(same.predict(draw_pet('beagle', seed=5)).probabilities, found)
+    assert len(same.recorder.history) == number - 1
 
 
 def test_mode_of_a_file_is_as_usual(make_learner, tmp_path):
@@ -147,6 +150,26 @@ def test_a_disk_that_is_full(tmp_path):
     assert not done.returncode, done.stderr
     assert 'cannot be written' in done.stdout and 'The older file is still there' in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+READ_ONLY = '''
+import os, sys
+from finetune_teach.saving import check_writable
+from pathlib import Path
+if os.getuid() == 0:
+    os.setuid(65534) # nobody: for the superuser no folder is read-only
+try:
+    check_writable(Path(sys.argv[1]) / 'a.safetensors')
+except OSError as error:
+    print(error)
+'''
+
+@pytest.mark.skipif(os.name != 'posix', reason='permissions as on POSIX')
+def test_a_folder_that_is_read_only(tmp_path):
+    tmp_path.chmod(0o555)
+    done = subprocess.run([sys.executable, '-c', READ_ONLY, str(tmp_path)], text=True, capture_output=True)
+    assert 'a.safetensors cannot be written: [Errno 13] Permission denied' in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 # Files made to do harm
