@@ -21,7 +21,7 @@ from pathlib import Path
 from .claims import check_claims, save_claims
 from .fine_tuning import Learner, load_learner, vision_learner
 from .one_cycle import accuracy, error_rate
-from .pictures import drawn_pets, image_folders
+from .pictures import drawn_pets, few, image_folders
 from .saving import check_writable, file_name, show_versions
 
 # %% ../nbs/12_command_line.ipynb #10c6c641
@@ -138,7 +138,7 @@ def notebooks_folder() -> Path:
         if (folder / 'index.ipynb').exists():
             return folder
     raise FileNotFoundError(f'the notebooks are not in {package / "notebooks"}: '
-                            'install finetune_teach again')
+                            'install finetune_teach again.')
 
 # %% ../nbs/12_command_line.ipynb #9c2feef1
 def course(outputs: bool = True, # keep the outputs
@@ -163,14 +163,14 @@ def write_course(dest: str | Path,         # a folder; made if it is not there
     "Write the course into a folder; files of these names in it are an error unless `overwrite`."
     dest = Path(dest)
     if dest.exists() and not dest.is_dir():
-        raise NotADirectoryError(f'{dest} is a file: name a folder for the notebooks')
+        raise NotADirectoryError(f'{dest} is a file: name a folder for the notebooks.')
     if dest.resolve() == notebooks_folder().resolve():
-        raise ValueError(f'{dest} is where the notebooks come from: name another folder')
+        raise ValueError(f'{dest} is where the notebooks come from: name another folder.')
     contents = course(outputs, answers)
     there = [name for name in contents if (dest / name).exists()]
     if there and not overwrite:
-        raise FileExistsError(f'{dest} already has {", ".join(there)}; nothing was written. '
-                              'Name another folder, or replace them with --overwrite')
+        raise FileExistsError(f'{dest} already has {few(there)}. Nothing was written. '
+                              'Name another folder, or replace them with --overwrite.')
     dest.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest) as new:
         for name, content in contents.items():
@@ -193,7 +193,8 @@ def run_notebooks(args: argparse.Namespace) -> None:
 def run_claims(args: argparse.Namespace) -> None:
     "Measure what the course claims."
     if args.out and not Path(args.out).absolute().parent.is_dir():
-        raise FileNotFoundError(f'there is no folder {Path(args.out).parent} for {args.out}.')
+        raise FileNotFoundError(f'there is no folder {Path(args.out).parent} for {args.out}: make '
+                                'it, or name another file.')
     results = check_claims(seeds=range(args.seeds))
     print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
           f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.')

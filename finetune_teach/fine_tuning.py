@@ -304,8 +304,8 @@ def check_body(body: nn.Module, x: torch.Tensor, description: dict) -> None:
             features = body.eval()(x)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ValueError(f'{arch} does not take pictures of {x.shape[2]}x{x.shape[3]} pixels: '
-                             f'{error} Make the loaders with another size, for instance '
-                             'size=224.') from error
+                             f'{str(error).rstrip(".")}. Make the loaders with another size, for '
+                             'instance size=224.') from error
     if features.shape != wanted:
         raise ValueError(f'the body of {arch} gives {tuple(features.shape)}, not {wanted}: its '
                          'last linear layer is not its end. Pass a classification network that '

@@ -142,8 +142,8 @@ def _check_rates(lrs: Sequence[float], given) -> None:
     "A `ValueError` unless all rates are positive numbers."
     for lr in lrs:
         if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
-            raise ValueError(f'a learning rate has to be a positive number, not {lr} '
-                             f'(from {given}). '
+            where = '' if lr is given else f' (in {given})'
+            raise ValueError(f'a learning rate has to be a positive number, not {lr!r}{where}. '
                              'Usual values lie between 1e-6 and 1e-1; lr_find helps to choose.')
 
 # %% ../nbs/04_one_cycle.ipynb #6ca30484
@@ -518,7 +518,8 @@ def _check_plan(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
                          'both are needed.')
     if len(schedule.lrs) != epochs * len(dls.train):
         raise ValueError(f'the schedule has {len(schedule.lrs)} steps, but {epochs} epochs of '
-                         f'{len(dls.train)} batches are {epochs * len(dls.train)}.')
+                         f'{len(dls.train)} batches are {epochs * len(dls.train)}: make it for '
+                         'so many.')
     if len(schedule.lrs[0]) not in (1, n_groups):
         raise ValueError(f'the schedule has {len(schedule.lrs[0])} rates a step for {n_groups} '
                          'layer groups: one for all, or one for each.')
@@ -684,9 +685,11 @@ def _fine_tune_call(epochs: int, **options) -> str:
 # %% ../nbs/04_one_cycle.ipynb #8a4820be
 def _fine_tune_controls(**start) -> dict:
     "A slider for each of the options of `fine_tune_schedule`."
-    usual = {p.name: p.default for p in inspect.signature(fine_tune_schedule).parameters.values()}
+    usual = {p.name: p.default for p in inspect.signature(fine_tune_schedule).parameters.values()
+             if p.name not in ('steps_per_epoch', 'n_groups')} # those of a learner's own
     if unknown := start.keys() - usual.keys():
-        raise TypeError(f'no option of fine_tune: {", ".join(sorted(unknown))}.')
+        raise TypeError(f'no option of fine_tune: {", ".join(sorted(unknown))}. '
+                        f'There are {", ".join(usual)}.')
     v = {**usual, **start}
     return {
         'epochs': slider('Int', 'epochs', value=v['epochs'], min=1, max=20),

@@ -39,7 +39,8 @@ def best_epoch(recorder: Recorder,         # of a run
     "The epoch in which `key` was best."
     costs = _costs(recorder.history, key, lowest)
     if min(costs) == math.inf:
-        raise ValueError(f'{key!r} was not a finite number in any epoch.')
+        raise ValueError(f'{key!r} was not a finite number in any epoch, so none is the best. Train '
+                         'again, with a lower learning rate.')
     return costs.index(min(costs))
 
 # %% ../nbs/07_overfitting.ipynb #0d412ae9
@@ -111,8 +112,9 @@ def _check(scores: torch.Tensor, targets: torch.Tensor) -> None:
     if not good or targets.shape != scores.shape[:1]:
         raise ValueError(f'scores {tuple(scores.shape)} and labels {tuple(targets.shape)}: wanted '
                          'are scores N x C of two classes or more, and N labels.')
-    if not scores.isfinite().all():
-        raise ValueError('some of the scores are not finite numbers.')
+    if n := (~scores.isfinite().all(1)).sum().item():
+        raise ValueError(f'{n} of {len(scores)} rows of scores are not finite numbers: look for '
+                         'pictures or weights that are no numbers.')
 
 # %% ../nbs/07_overfitting.ipynb #b39ea572
 def confidences(scores: torch.Tensor # N x C: any numbers, not yet probabilities

@@ -211,15 +211,18 @@ def pretrain(data: Photos,                # as `read_tiny_imagenet` returns them
     recipe, folder = recipe or Recipe(), Path(folder)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if len(data.train) < recipe.batch_size:
-        raise ValueError(f'{len(data.train)} photos do not fill a batch of {recipe.batch_size}.')
+        raise ValueError(f'{len(data.train)} photos do not fill a batch of {recipe.batch_size}: '
+                         'take a recipe with a smaller one, Recipe(batch_size=...).')
     folder.mkdir(parents=True, exist_ok=True)
     parts, rows, file = _start(data, recipe, device), [], folder / 'checkpoint.pt'
     about = json.loads(json.dumps(asdict(recipe))) # tuples become lists, as in a file
     if file.exists():
         saved = torch.load(file, map_location=device, weights_only=True)
         if saved['recipe'] != about or saved['classes'] != data.classes:
+            differ = [f'{k}={v}' for k, v in saved['recipe'].items() if v != about.get(k)]
             raise ValueError(f'{file} was begun with another recipe or other classes: '
-                             f'{saved["recipe"]}. Take these, or another folder.')
+                             f'{", ".join(differ or saved["classes"][:5])}. Take these, or another '
+                             'folder.')
         rows = saved['rows']
         for name, part in parts.items():
             part.load_state_dict(saved[name])

@@ -162,8 +162,8 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
         exact = x.detach().to(torch.promote_types(x.dtype, torch.float32)) # no sums in 16 bits
         mean, var, n = whole_statistics(exact)
         if x.numel() <= x.shape[1] and n < 2: # in this order: to look at `n` makes a GPU wait
-            raise ValueError('batch norm cannot learn from one value per channel: '
-                             f'{tuple(x.shape)}.')
+            raise ValueError('batch norm cannot learn from one value per channel: it got '
+                             f'{tuple(x.shape)}. Make batches of two pictures or more.')
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * n / (n - 1)).to(running_var.dtype), momentum)

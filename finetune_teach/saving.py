@@ -104,12 +104,12 @@ def check_header(path: Path) -> None:
     with open(path, 'rb') as file:
         header = int.from_bytes(file.read(8), 'little')
     if size < 8 or header > min(size - 8, HEADER_LIMIT):
-        raise damaged(path, f'it has {size} bytes, and a header of {header}' if size >= 8
-                      else f'it has {size} bytes')
+        raise damaged(path, f'its header would have {header} bytes, the whole file has {size}'
+                      if size >= 8 else f'it has {size} bytes')
 
 def _whole_number(digits: str) -> int:
     if len(digits) > 40:
-        raise ValueError('a number of very many digits')
+        raise ValueError('it has a number of very many digits')
     return int(digits)
 
 def parse(text: str):
@@ -117,7 +117,7 @@ def parse(text: str):
     try:
         return json.loads(text, parse_int=_whole_number)
     except RecursionError:
-        raise ValueError('text that is nested too deeply') from None
+        raise ValueError('it has text that is nested too deeply') from None
 
 # %% ../nbs/05_saving.ipynb #2fa77980
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]: # tensors, and what they are
@@ -133,8 +133,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]: # tensors,
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         written = about.pop('format', None)
         if written not in (FORMAT, 'finetune_teach 1'):
-            raise ValueError(f'its format is {written!r}, not {FORMAT!r}; a later version of '
-                             'finetune_teach may read it')
+            raise ValueError(f'its format is {written!r}, and this version of finetune_teach reads '
+                             f'those up to {FORMAT!r}')
         found = about.pop('checksum', None)
         if written == FORMAT and found != digest_of(tensors, {'format': written, **about}):
             raise ValueError('its contents do not give the checksum that it names')
@@ -220,11 +220,13 @@ def check_same(saved: SavedModel, description: dict) -> None:
             lists = all(isinstance(d.get(key), list) for d in (there, description))
             how = (difference(description[key], there[key]) if lists else
                    f'{there.get(key)} in the file, {description.get(key)} here')
-            raise ValueError(f'{saved.path} has other {key}: {how}. Nothing was loaded.')
+            raise ValueError(f'{saved.path} has other {key}: {how}. Nothing was loaded. Make the '
+                             f'learner with the same {key}; load_learner makes one from the file.')
     prepared = [key for key in ('size', 'mean', 'std') if there.get(key) != description.get(key)]
     for key in prepared:
         warnings.warn(f'{saved.path} was trained on pictures with {key} {there.get(key)}, here it '
-                      f'is {description.get(key)}.', stacklevel=4)
+                      f'is {description.get(key)}. For answers as good as there, make the loaders '
+                      f'with {key}={there.get(key)}.', stacklevel=4)
 
 def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: # weights, by name
     "A `ValueError` unless the file has just the tensors of `model`, in their types and shapes."
@@ -235,7 +237,8 @@ def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: 
     if differ := sorted(k for k in kinds | here if kinds.get(k) != here.get(k)):
         raise ValueError(f'{saved.path} does not fit this model: {len(differ)} tensors differ, for '
                          f'instance {differ[0]}: {kinds.get(differ[0], "none")} in the file, '
-                         f'{here.get(differ[0], "none")} here. Nothing was loaded.')
+                         f'{here.get(differ[0], "none")} here. Nothing was loaded. Make the '
+                         'network and its head as they were when it was saved.')
     return weights
 
 # %% ../nbs/05_saving.ipynb #a0392921
@@ -250,9 +253,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
         known = i.isdecimal() and len(i) < 10 and int(i) < len(parameters)
         shape = (parameters[int(i)].shape if what != 'step' else ()) if known else None
         if tensor.shape != shape or not tensor.is_floating_point():
+            wanted = 'is nothing there' if shape is None else f'are floats of {tuple(shape)}'
             raise ValueError(f'{saved.path} does not fit this model: {key} is {tensor.dtype} '
-                             f'{tuple(tensor.shape)}, wanted are floats of {shape}. Nothing was '
-                             'loaded.')
+                             f'{tuple(tensor.shape)}, wanted {wanted}. Nothing was loaded. '
+                             'load(..., with_opt=False) takes the weights alone.')
         if what != 'step': # its numbers have to lie in the order of the parameter's
             tensor = torch.empty_like(parameters[int(i)], dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(i), {})[what] = tensor

@@ -26,8 +26,8 @@ def first_convolution(model: nn.Module) -> nn.Conv2d:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             return module
-    raise ValueError(f'{type(model).__name__} has no convolution that takes three colours; only '
-                     'its filters could be shown in colour.')
+    raise ValueError(f'{type(model).__name__} has no convolution that takes three colours, '
+                     'and only filters of such a one can be shown. Pass a whole network.')
 
 # %% ../nbs/08_what_it_learned.ipynb #9b837dc5
 def plot_filters(model: nn.Module,   # a convolution on colours, or a network that begins with one
@@ -89,7 +89,8 @@ def activations(model: nn.Module,     # any network; it stays as it is
     with _outputs(model, names) as found:
         model(x.to(_device(model)))
     if missing := [name for name in names if name not in found]:
-        raise ValueError(f'{missing} gave no single tensor, or were not used; name parts of them.')
+        raise ValueError(f'{missing} were not used, or gave no single tensor; name other '
+                         'parts, or parts of them.')
     return {name: found[name].cpu() for name in names}
 
 # %% ../nbs/08_what_it_learned.ipynb #37a6d84f
@@ -142,7 +143,8 @@ def receptive_field(model: nn.Module, # any network
         model(x)
         maps = found[name]
         if maps.ndim != 4 or maps.shape[2] != maps.shape[3]:
-            raise ValueError(f'{name} gives {tuple(maps.shape)}, not square maps N x C x h x h.')
+            raise ValueError(f'{name} gives {tuple(maps.shape)}, not square maps N x C x h x h. '
+                             'Name an earlier part, and pass square pictures.')
         size, places = x.shape[-1], maps.shape[-1]
         slope, = torch.autograd.grad(maps[:, :, places // 2, places // 2].sum(), x)
     slope = slope.abs().sum((0, 1)).cpu()
