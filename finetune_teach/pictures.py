@@ -907,7 +907,7 @@ def label_function(label):
     "A function of a path, from such a function or from a regular expression."
     if callable(label): return label
     try: pattern = re.compile(label)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f'label={label!r} is neither a function nor a regular expression'
                          f' ({error})') from None
     if pattern.groups != 1:
