@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .freezing import NORMS, layer_groups, reuse_frozen
-from .pictures import COLOURS, new_axes
+from .pictures import COLOURS, new_axes, printable
 from .pretrained_body import get_features
 from .processes import share_work, world
 from .random_head import not_repeatable, seeded
@@ -465,7 +465,7 @@ def batch_names(loader) -> str:
     places = plan.index.tolist()
     if not files:
         return f' This batch was made of the pictures {", ".join(map(str, places))}.'
-    return '\n'.join(['\nThis batch was made of:', *(f'  {files[i]}' for i in places)])
+    return '\n'.join(['\nThis batch was made of:', *(f'  {printable(files[i])}' for i in places)])
 
 # %% ../nbs/04_one_cycle.ipynb #67d14a30
 @contextlib.contextmanager
