@@ -1,0 +1,863 @@
+"""Every message that the package has for its users, in one table: messages.md, beside this file.
+
+Each is provoked here. After a change of a message, or with a new one, write the table anew by
+`python tests/test_messages.py`, and read what has changed in it as a student would: does it say
+what is wrong, where, and what to do?
+"""
+import ast
+import contextlib
+import copy
+import functools
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import struct
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import Mock, patch
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small_network
+from PIL import Image
+from test_downloads import CONTENT, OTHER, Web, sha256
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import finetune_teach
+from finetune_teach import __main__ as command_line
+from finetune_teach import pictures, pretraining, processes, saving
+from finetune_teach.downloads import download, unpack
+from finetune_teach.drawing import draw_pet
+from finetune_teach.fine_tuning import cnn_learner, load_learner, vision_learner
+from finetune_teach.freezing import freeze_to, group_distances
+from finetune_teach.lr_finder import lr_find, pick_lr, suggest_valley
+from finetune_teach.one_cycle import constant, create_optimizer, explore_one_cycle, fit, spread_lrs
+from finetune_teach.overfitting import (
+    EarlyStopping, KeepBest, best_epoch, calibration, explore_overfitting, top_mistakes)
+from finetune_teach.pictures import (
+    ImageLoader, drawn_pets, image_files, image_folders, load_picture, oxford_pets)
+from finetune_teach.pretrained_body import (
+    centroid_accuracy, create_body, get_features, linear_probe, read_weights)
+from finetune_teach.random_head import create_head, not_repeatable
+from finetune_teach.saving import read_saved, read_tensors, write_tensors
+from finetune_teach.what_it_learned import (
+    activations, evidence_map, plot_filters, receptive_field)
+
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='errors of the system read as on Linux')
+
+TABLE = Path(__file__).with_name('messages.md')
+PACKAGE = Path(finetune_teach.__file__).parent
+
+
+# What the entries below are made with
+
+@functools.cache
+def drawn(size=32, **options):
+    return drawn_pets(n_train=4, n_valid=3, size=size, **options)
+
+def learner(dls=None, arch=None, **options):
+    options = {'seed': 0, 'hidden': (8,), 'device': 'cpu', 'show': False, **options}
+    return vision_learner(dls or drawn(), small_network() if arch is None else arch, **options)
+
+def trained(**options):
+    learn = learner(**options)
+    learn.fit(1, 1e-3)
+    return learn
+
+def network():
+    return nn.Sequential(create_body(small_network()), create_head(8, 12, ()))
+
+def photos(folder, colour=99, **classes):
+    "A folder with so many small pictures in each class."
+    for k, (name, n) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            Image.new('RGB', (8, 8), (10 * i, 80 * k, colour)).save(folder / name / f'{i}.png')
+    return folder
+
+def two_kinds(place):
+    return photos(place, cat=4, dog=4)
+
+def broken(folder, name='cat/2.png', content=b'no picture'):
+    (folder / name).write_bytes(content)
+    return folder
+
+def file(place, name, content=b''):
+    (place / name).write_bytes(content)
+    return place / name
+
+def cut_off(place):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(place / 'a.jpg')
+    return file(place, 'a.jpg', (place / 'a.jpg').read_bytes()[:900])
+
+class Dls:
+    "Loaders that are lists of batches."
+    def __init__(self, train, valid):
+        self.train, self.valid, self.classes = train, valid, ['cat', 'dog']
+
+def batch(n=4, value=None):
+    x = torch.ones(n, 3, 32, 32) if value is None else torch.full((n, 3, 32, 32), value)
+    return x, torch.arange(n) % 2
+
+def own_network(place=None):
+    "A builder without weights."
+    return small_network()
+
+class Greedy(nn.Module):
+    "Stands for a network that has memory for `most` pictures only; 0: for training alone."
+    def __init__(self, most):
+        super().__init__()
+        self.linear, self.most = nn.Linear(4, 3), most
+
+    def forward(self, x):
+        if self.training and len(x) > self.most if self.most else not self.training:
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return self.linear(x)
+
+def too_large(most):
+    x, y = torch.ones(32, 4), torch.zeros(32, dtype=torch.long)
+    model = nn.Sequential(Greedy(most), nn.Linear(3, 3))
+    fit(model, Dls([(x, y)], [(x, y)]), 1, constant(1, .01), show=False)
+
+def in_order(place):
+    "A learner whose first training batch is known."
+    dls = image_folders(two_kinds(place), size=32, batch_size=3)
+    dls.train.shuffle = False
+    return learner(dls)
+
+def with_loss(learn, change):
+    learn.loss_func = lambda scores, y: change(F.cross_entropy(scores, y))
+    learn.fit(1, 1e-3)
+
+def no_gradient(loss):
+    loss.register_hook(lambda gradient: gradient * float('nan'))
+    return loss
+
+def failing_metric(scores, targets):
+    return 1 / 0
+
+def saved(place, **options):
+    return learner(**options).save(place / 'a')
+
+def rewritten(path, change):
+    "A file of ours with other contents, and a checksum that is right."
+    tensors, about = read_tensors(path)
+    change(tensors, about)
+    return write_tensors(path, tensors, about)
+
+def header(place, n, more=b''):
+    return file(place, 'a.safetensors', n.to_bytes(8, 'little') + more)
+
+def with_text(place, **about):
+    "A file whose text no writer of ours would write."
+    import safetensors.torch
+    tensors = {'w': torch.ones(1)}
+    about['checksum'] = saving.digest_of(tensors, about)
+    safetensors.torch.save_file(tensors, place / 'a.safetensors', about)
+    return place / 'a'
+
+def kept(place, n=2, **options):
+    "A checkpoint of a training of `n` epochs."
+    learner(checkpoint=place / 'run', **options).fit(n, 1e-3)
+    return place / 'run.safetensors'
+
+def unfinished(place, change):
+    def of_first_epoch(tensors, about):
+        about['calls'][0].update(done=1, finished=False)
+        change(tensors, about)
+    path = rewritten(kept(place), of_first_epoch)
+    learner(checkpoint=path).fit(2, 1e-3)
+
+def disk_full(*args):
+    raise OSError(28, 'No space left on device')
+
+def full_later(place):
+    learn = learner(checkpoint=place / 'run')
+    def fill(model, recorder):
+        stack.enter_context(patch('os.replace', disk_full))
+    with contextlib.ExitStack() as stack:
+        learn.fit(1, 1e-3, callbacks=[fill])
+
+def disk_that_fills_up(place):
+    store = pictures.PictureFile(2, 8)
+    store.file.close()
+    store.file = Mock(**{'write.return_value': 0})
+    store.append([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+def pets_folder(place, missing=()):
+    folder = place / 'oxford-iiit-pet'
+    (folder / 'annotations').mkdir(parents=True)
+    (folder / 'images').mkdir()
+    for part, names in dict(trainval=['Abyssinian_1', 'pug_1'], test=['Abyssinian_2', 'pug_2']).items():
+        (folder / 'annotations' / f'{part}.txt').write_text(''.join(f'{n} 1 1 1\n' for n in names))
+        for name in set(names) - set(missing):
+            Image.new('RGB', (8, 8)).save(folder / 'images' / f'{name}.jpg')
+    return place
+
+def offline(*args, **kwargs):
+    raise urllib.error.URLError('no network')
+
+def refused(*args):
+    raise PermissionError(13, 'Permission denied')
+
+def a_weights_file(place, change=None):
+    from finetune_teach.pretrained_body import WEIGHTS_FILE
+    data = bytearray(Path(str(WEIGHTS_FILE)).read_bytes())
+    return file(place, 'body.safetensors', bytes(change(data) if change else data))
+
+def turned(data):
+    data[-1] ^= 1
+    return data
+
+def resnet18(place, content=None, checked=False):
+    "Build it with the file of its weights as it is told here, and no network."
+    (place / 'checkpoints').mkdir()
+    path = place / 'checkpoints' / 'resnet18-f37072fd.pth'
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch('torch.hub.get_dir', lambda: str(place)))
+        stack.enter_context(patch('urllib.request.OpenerDirector.open', offline))
+        if content is not None:
+            path.write_bytes(content)
+        if checked: # as if it had the checksum of its name
+            stack.enter_context(patch('finetune_teach.pretrained_body.fetch_weights', lambda weights: path))
+        create_body('resnet18')
+
+def fetched(place, checksum='', name='a.pth', **plan):
+    "Ask a server on this computer that does what `plan` says."
+    server = Web(**{key: plan.pop(key) for key in [*plan] if key not in ('timeout', 'max_bytes')})
+    try:
+        with patch.dict('os.environ', {'no_proxy': '*'}):
+            download(server.url, place / name, checksum, retries=0, progress=False, **plan)
+    finally:
+        server.close()
+
+def archive(place, *members):
+    with tarfile.open(place / 'a.tar', 'w') as files:
+        for name, kind in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, '/etc/passwd'
+            files.addfile(member)
+    return place / 'a.tar'
+
+def giant(place):
+    "The first bytes of a PNG of 20,000 x 20,000 pixels."
+    about = b'IHDR' + struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
+    start = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + about + struct.pack('>I', zlib.crc32(about))
+    return file(place, 'a.png', start + struct.pack('>I', 9) + b'IDAT')
+
+def many_scans(place):
+    Image.new('RGB', (64, 64)).save(place / 'a.jpg', progressive=True)
+    return file(place, 'a.jpg', (place / 'a.jpg').read_bytes() + 9999 * b'\xff\xda')
+
+def long_file(place):
+    os.truncate(file(place, 'a.jpg', b'x'), 3_000_000_000)
+    return place / 'a.jpg'
+
+def pipe(place):
+    os.mkfifo(place / 'a.jpg')
+    return place / 'a.jpg'
+
+def twice(place):
+    "A folder with train and valid, in which one picture is the same."
+    photos(place / 'train', cat=2, dog=2)
+    photos(place / 'valid', 0, cat=2, dog=2)
+    shutil.copy(place / 'train/cat/0.png', place / 'valid/dog/0.png')
+    return place
+
+def torch_loader(**options):
+    "The drawn pets in a loader of PyTorch's own."
+    x, y = torch.ones(8, 3, 32, 32), torch.arange(8) % 2
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, **options)
+    return Dls(loader, [(x, y)])
+
+def features(n=4, f=3):
+    return torch.arange(n * f).view(n, f) / 7, torch.arange(n) % 2
+
+def shuffled_mistakes(place):
+    learn = trained()
+    order = torch.arange(len(learn.dls.valid.labels)).flip(0)
+    old = learn.dls.valid
+    learn.dls.valid = replace(old, pictures=old.pictures[order], labels=old.labels[order])
+    explore_overfitting(learn)
+
+def without_number(place):
+    learn = trained()
+    learn.recorder.history[0]['valid_loss'] = float('nan')
+    return learn.recorder
+
+def other_photos(place):
+    x, y = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    data = pretraining.Photos(x, y, x, y, ['cat', 'dog'])
+    recipe = pretraining.Recipe(batch_size=2, seed=1)
+    old = json.loads(json.dumps(pretraining.asdict(recipe))) | {'seed': 0}
+    torch.save({'recipe': old, 'classes': data.classes}, place / 'checkpoint.pt')
+    pretraining.pretrain(data, place, recipe, 'cpu')
+
+def few_photos(place):
+    x, y = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    pretraining.pretrain(pretraining.Photos(x, y, x, y, ['cat', 'dog']), place, None, 'cpu')
+
+@contextlib.contextmanager
+def alone(place):
+    "A group of one process."
+    torch.distributed.init_process_group('gloo', f'file://{place}/store', rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+def one_value(place):
+    with alone(place):
+        processes.batch_norm(torch.ones(1, 4), None, None, training=True)
+
+def other_batches(place):
+    with patch('finetune_teach.processes.put_together', lambda rows, *args: torch.cat([rows, rows + 1])):
+        processes.check_same(torch.ones(2, 3, 8, 8))
+
+def terminal(*arguments):
+    "What a call of `finetune-teach` says beside its results; argparse's `usage` is left out."
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            command_line.main([str(a) for a in arguments])
+    return re.sub(r'(?s)^usage: .*\n(?=finetune-teach )', '', said.getvalue()).strip()
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+def saved_elsewhere(place):
+    learn = learner()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        command_line.save_somewhere(learn, file(place, 'file') / 'model')
+    return said.getvalue().strip()
+
+def cudnn_that_tries_out(place):
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        with patch('torch.are_deterministic_algorithms_enabled', lambda: True), \
+                patch.dict('os.environ', CUBLAS_WORKSPACE_CONFIG=''):
+            return '\n'.join(not_repeatable('cuda'))
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+def call(context, action):
+    with context:
+        return action()
+
+
+def replace_train(**options):
+    "The drawn pets with another training loader."
+    dls = copy.copy(drawn())
+    dls.train = replace(dls.train, **options)
+    return dls
+
+def create_body_net():
+    "A network of another type, with a body of the same width."
+    class OtherNet(nn.Sequential): pass
+    return OtherNet(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Linear(8, 5))
+
+
+# What was done; what its message has to name; a function of a folder that does it
+
+MESSAGES = {
+    'drawing': [
+        ("draw_pet('poddle', seed=0)", 'poddle', lambda p: draw_pet('poddle', 0)),
+        ("draw_pet('pug', seed=0, style='oil')", 'oil', lambda p: draw_pet('pug', 0, style='oil')),
+    ],
+    'pictures': [
+        ('load_picture of an array of five numbers', 'ndarray 5', lambda p: load_picture(np.zeros(5), 8)),
+        ('load_picture of a list', 'list', lambda p: load_picture([], 8)),
+        ('load_picture(..., size=0)', 'size=0', lambda p: load_picture('a.jpg', 0)),
+        ('load_picture of a file that is not there', 'a.jpg', lambda p: load_picture(p / 'a.jpg', 8)),
+        ('load_picture of a folder', 'PLACE', lambda p: load_picture(p, 8)),
+        ('load_picture of a named pipe', 'PLACE/a.jpg', lambda p: load_picture(pipe(p), 8)),
+        ('load_picture of a file that you may not read', 'PLACE/a.jpg', lambda p: call(
+            patch('finetune_teach.pictures.open_file', refused), lambda: load_picture(p / 'a.jpg', 8))),
+        ('load_picture of an empty file', 'a.jpg', lambda p: load_picture(file(p, 'a.jpg'), 8)),
+        ('load_picture of a text file called .jpg', 'a.jpg', lambda p: load_picture(file(p, 'a.jpg', b'hello'), 8)),
+        ('load_picture of a file of 3 GB', 'PLACE/a.jpg', lambda p: load_picture(long_file(p), 8)),
+        ('load_picture of 20,000 x 20,000 pixels', 'PLACE/a.png', lambda p: load_picture(giant(p), 8)),
+        ('load_picture of a JPEG in 10,000 scans', 'PLACE/a.jpg', lambda p: call(
+            patch('finetune_teach.pictures.MAX_PIXELS', 10_000), lambda: load_picture(many_scans(p), 8))),
+        ('load_picture of a PNG that is damaged at its beginning', 'PLACE/a.png',
+         lambda p: load_picture(file(p, 'a.png', b'\x89PNG\r\n\x1a\n' + bytes(99)), 8)),
+        ('load_picture of a photo that is cut off', 'a.jpg', lambda p: load_picture(cut_off(p), 8)),
+        ('ImageLoader of 3 pictures with 2 labels', '3 pictures',
+         lambda p: ImageLoader(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))),
+        ('drawn_pets(n_train=0)', 'n_train=0', lambda p: drawn_pets(n_train=0)),
+        ('drawn_pets(size=0.5)', 'size=0.5', lambda p: drawn_pets(size=.5)),
+        ("image_folders(..., size='64')", "size='64'", lambda p: image_folders(two_kinds(p), size='64')),
+        ('image_folders(..., batch_size=0)', 'batch_size=0', lambda p: image_folders(two_kinds(p), batch_size=0)),
+        ('image_folders(..., min_scale=2)', 'min_scale=2', lambda p: image_folders(two_kinds(p), min_scale=2)),
+        ('image_folders(..., mean=0.5)', 'mean=0.5', lambda p: image_folders(two_kinds(p), mean=.5)),
+        ('image_folders(..., std=(0, 1, 1))', 'std=(0, 1, 1)', lambda p: image_folders(two_kinds(p), std=(0, 1, 1))),
+        ('image_folders(..., valid_pct=20)', 'valid_pct=20', lambda p: image_folders(two_kinds(p), valid_pct=20)),
+        ("image_folders(..., on_error='ignore')", "on_error='ignore'",
+         lambda p: image_folders(two_kinds(p), on_error='ignore')),
+        ("image_folders(..., memory='1 GB')", "memory='1 GB'", lambda p: image_folders(two_kinds(p), memory='1 GB')),
+        ('image_folders of a folder that is not there', 'PLACE/photos', lambda p: image_folders(p / 'photos')),
+        ('image_folders of a folder that you may not read', 'PLACE', lambda p: call(
+            patch('os.scandir', refused), lambda: image_folders(p))),
+        ('image_folders of a file', 'PLACE/a.jpg', lambda p: image_folders(file(p, 'a.jpg'))),
+        ('image_folders of an empty folder', 'PLACE', lambda p: image_folders(p)),
+        ('image_folders with an empty class folder', 'PLACE/bird',
+         lambda p: image_folders(photos(p, bird=0, cat=2, dog=2))),
+        ('image_folders with one class', 'cat', lambda p: image_folders(photos(p, cat=3))),
+        ('image_folders with one picture of a class', 'bird', lambda p: image_folders(photos(p, bird=1, cat=2))),
+        ('image_folders with train, but no valid', 'PLACE',
+         lambda p: image_folders(photos(p / 'train', cat=2, dog=2).parent)),
+        ('image_folders with a class only in valid', 'bird', lambda p: [
+            photos(p / 'train', cat=2, dog=2), photos(p / 'valid', cat=2, bird=2), image_folders(p)]),
+        ('image_folders with an empty valid', 'validation', lambda p: [
+            photos(p / 'train', cat=2, dog=2), photos(p / 'valid', cat=0), image_folders(p)]),
+        ('image_folders with a picture in train and in valid', 'dog/0.png', lambda p: image_folders(twice(p))),
+        ('image_folders with classes cat and Cat', "'Cat' and 'cat'", lambda p: image_folders(photos(p, cat=2, Cat=2))),
+        ('image_folders with 20 cats and 2 dogs', 'cat 20, dog 2', lambda p: image_folders(photos(p, cat=20, dog=2))),
+        ('image_folders with a file that is no picture', 'PLACE/cat/2.png',
+         lambda p: image_folders(broken(two_kinds(p)))),
+        ("the same with on_error='skip'", 'PLACE/cat/2.png',
+         lambda p: image_folders(broken(two_kinds(p)), on_error='skip')),
+        ('image_folders with seven files that are no pictures', '7 of 8', lambda p: image_folders(functools.reduce(
+            broken, [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(4)][:7], two_kinds(p)))),
+        ('the same, all eight of eight, left out', 'PLACE', lambda p: image_folders(functools.reduce(
+            broken, [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(4)], two_kinds(p)), on_error='skip')),
+        ('a batch with a file that is no picture, when pictures do not fit into memory=0', 'PLACE/cat/2.png',
+         lambda p: [
+            dls := image_folders(broken(two_kinds(p)), memory=0), [*dls.train, *dls.valid]]),
+        ('vision_learner wants another size, and a picture was deleted', 'PLACE/cat/2.png', lambda p: [
+            dls := image_folders(two_kinds(p)), (p / 'cat/2.png').unlink(), dls.prepared(size=32)]),
+        ('a billion pictures of 1000 pixels', '3e+06 GB', lambda p: pictures.PictureFile(10**9, 1000)),
+        ('a disk that fills up while pictures are decoded', 'TEMPORARY', disk_that_fills_up),
+        ("image_files(..., label=5)", 'label=5', lambda p: image_files(two_kinds(p), 5)),
+        ("image_files(..., label='(cat')", "label='(cat'", lambda p: image_files(two_kinds(p), '(cat')),
+        ("image_files(..., label='cat|dog')", "label='cat|dog'", lambda p: image_files(two_kinds(p), 'cat|dog')),
+        ("image_files(..., label='(cat|dog)') of files with other names", 'PLACE/cat/0.png',
+         lambda p: image_files(two_kinds(p), '(cat|dog)')),
+        ('image_files(..., label=...) with a function that fails', 'PLACE/cat/0.png',
+         lambda p: image_files(two_kinds(p), lambda path: int('cat'))),
+        ('image_files of no paths', 'the paths given', lambda p: image_files([], '(cat)')),
+        ('oxford_pets where it is not', 'PLACE/oxford-iiit-pet', lambda p: oxford_pets(p)),
+        ('oxford_pets of which a photo is missing', 'pug_1.jpg', lambda p: oxford_pets(pets_folder(p, ['pug_1']))),
+        ("oxford_pets(..., split='mine')", "split='mine'", lambda p: oxford_pets(p, split='mine')),
+    ],
+    'downloads': [
+        ("download('ftp://a/b', ...)", 'ftp://a/b', lambda p: download('ftp://a/b', p / 'b')),
+        ("download(..., checksum='f37072fd')", 'f37072fd', lambda p: download('http://a', file(p, 'a'), 'f37072fd')),
+        ('download of a file that is there, and another one', 'PLACE/a',
+         lambda p: download('http://a', file(p, 'a'), sha256(CONTENT))),
+        ('download without a network', 'PLACE/a', lambda p: call(
+            patch('urllib.request.OpenerDirector.open', offline), lambda: download('http://a/b', p / 'a'))),
+        ('download of what is not there', '404', lambda p: fetched(p, status=404)),
+        ('download from a server that has nothing to say', '204', lambda p: fetched(p, status=204)),
+        ('download that is cut off', '1,000 of 300,000', lambda p: fetched(p, sha256(CONTENT), cut=1000)),
+        ('download from a server that falls silent', '0.2 seconds', lambda p: fetched(p, cut=10, stall=9, timeout=.2)),
+        ('download of another file than the checksum tells', 'sha256:', lambda p: fetched(p, sha256(OTHER))),
+        ('download without length and checksum', 'how long', lambda p: fetched(p, silent_length=True)),
+        ('download(..., max_bytes=1000) of more', 'max_bytes=1,000', lambda p: fetched(p, max_bytes=1000)),
+        ('the same, the server not saying how long it is', 'max_bytes=1,000',
+         lambda p: fetched(p, max_bytes=1000, chunked=True)),
+        ('download to a disk that is too full', '300,000', lambda p: call(
+            patch('shutil.disk_usage', lambda folder: Mock(free=1000)), lambda: fetched(p))),
+        ('download that is sent on to another kind of address', 'ftp://a/b', lambda p: fetched(p, status=302, to='ftp://a/b')),
+        ('download into a folder that is a file', 'PLACE/file', lambda p: fetched(file(p, 'file'))),
+        ('unpack of a file that is no archive', 'PLACE/a.tar', lambda p: unpack(file(p, 'a.tar', b'?' * 99), p / 'new', False)),
+        ('unpack of an archive with a link', 'passwords', lambda p: unpack(
+            archive(p, ('passwords', tarfile.SYMTYPE)), p / 'new', False)),
+        ('unpack into a folder that is a file', 'PLACE/file', lambda p: unpack(
+            archive(p, ('a', tarfile.REGTYPE)), file(p, 'file'), False)),
+    ],
+    'processes': [
+        ('batch norm of one row in all processes', '(1, 4)', one_value),
+        ('processes that have different batches', 'batches', other_batches),
+    ],
+    'pretrained_body': [
+        ("create_body('resnet35')", 'resnet35', lambda p: create_body('resnet35')),
+        ("create_body('resnet18', 'IMAGENET1K_V9')", 'IMAGENET1K_V9', lambda p: create_body('resnet18', 'IMAGENET1K_V9')),
+        ('create_body of a builder of your own', 'own_network', lambda p: create_body(own_network)),
+        ('create_body of a network without a linear layer', 'Sequential',
+         lambda p: create_body(nn.Sequential(nn.Conv2d(3, 4, 3)))),
+        ("create_body('resnet18') without a network", 'PLACE/checkpoints/resnet18-f37072fd.pth', resnet18),
+        ("create_body('resnet18') from a file with another checksum", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, b'no weights')),
+        ("create_body('resnet18') from a file that torch cannot read", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, b'', checked=True)),
+        ("create_body('resnet18') from a file with code", 'PLACE/checkpoints/resnet18-f37072fd.pth',
+         lambda p: resnet18(p, pickle.dumps(print), checked=True)),
+        ("tiny_resnet's weights are not there", 'PLACE/body.safetensors', lambda p: read_weights(p / 'body.safetensors')),
+        ("tiny_resnet's weights are cut off", 'PLACE/body.safetensors',
+         lambda p: read_weights(a_weights_file(p, lambda data: data[:1000]))),
+        ("tiny_resnet's weights have a bit turned", 'PLACE/body.safetensors', lambda p: read_weights(a_weights_file(p, turned))),
+        ('get_features of an empty loader', 'loader', lambda p: get_features(small_network(), [])),
+        ('centroid_accuracy of maps', '(4, 3, 2, 2)',
+         lambda p: centroid_accuracy((torch.ones(4, 3, 2, 2), torch.arange(4)), features())),
+        ('centroid_accuracy with labels that are too few', '4 rows',
+         lambda p: centroid_accuracy((torch.ones(4, 3), torch.arange(3)), features())),
+        ('linear_probe with labels that are fractions', 'valid',
+         lambda p: linear_probe(features(), (features()[0], torch.rand(4)))),
+        ('linear_probe of features of two networks', '5', lambda p: linear_probe(features(4, 3), features(4, 5))),
+    ],
+    'random_head': [
+        ('create_head(256, n_classes=1)', '1', lambda p: create_head(256, 1)),
+        ("vision_learner(..., seed='a')", "'a'", lambda p: learner(seed='a')),
+        ("not_repeatable('mps')", 'mps', lambda p: '\n'.join(not_repeatable('mps'))),
+        ("not_repeatable('cuda')", 'set_seed(0)', lambda p: '\n'.join(not_repeatable('cuda'))),
+        ("not_repeatable('cuda'), with cuBLAS and cuDNN as they come", 'CUBLAS_WORKSPACE_CONFIG', cudnn_that_tries_out),
+        ('vision_learner(..., head=...) of another width', '8',
+         lambda p: learner(head=nn.Linear(512, 12))),
+        ('vision_learner(..., head=...) with too few outputs', '(2, 3)', lambda p: learner(head=nn.Linear(8, 3))),
+        ('vision_learner(..., head=...) that gives no tensor', 'tuple',
+         lambda p: learner(head=type('Pair', (nn.Module,), {'forward': lambda self, x: (x, x)})())),
+    ],
+    'freezing': [
+        ('learn.freeze_to(3)', 'freeze_to(3)', lambda p: learner().freeze_to(3)),
+        ('freeze_to(nn.Linear(2, 2), -1)', 'one layer group', lambda p: freeze_to(nn.Linear(2, 2), -1)),
+        ('group_distances from another network', "'head'", lambda p: group_distances(
+            network(), nn.Sequential(create_body(small_network()), nn.Linear(8, 5)))),
+    ],
+    'one_cycle': [
+        ('learn.fit_one_cycle(1, -1e-3)', '-0.001', lambda p: learner().fit_one_cycle(1, -1e-3)),
+        ('learn.fit_one_cycle(1, 0)', 'not 0', lambda p: learner().fit_one_cycle(1, 0)),
+        ("learn.fit_one_cycle(1, float('nan'))", 'nan', lambda p: learner().fit_one_cycle(1, float('nan'))),
+        ('learn.fit_one_cycle(1, slice(0, 1e-3))', 'slice(0, 0.001, None)',
+         lambda p: learner().fit_one_cycle(1, slice(0, 1e-3))),
+        ("learn.fit_one_cycle(1, '1e-3')", "1e-3", lambda p: learner().fit_one_cycle(1, '1e-3')),
+        ('learn.fit_one_cycle(1, lr_find(...).valley), a curve without one', 'None', lambda p: spread_lrs(None, 3)),
+        ('learn.fit_one_cycle(1, [1e-4, 1e-3])', '2 learning rates', lambda p: learner().fit_one_cycle(1, [1e-4, 1e-3])),
+        ('a metric that divides by zero', 'failing_metric', lambda p: learner(metrics=failing_metric).validate()),
+        ('learn.recorder.plot_schedule() before training', 'trained', lambda p: learner().recorder.plot_schedule()),
+        ('a loss that becomes NaN', 'PLACE/cat/', lambda p: with_loss(in_order(p), lambda loss: loss * float('nan'))),
+        ('a gradient that becomes NaN, pictures without files', 'gradient', lambda p: with_loss(
+            learner(replace_train(batch_size=4, shuffle=False)), no_gradient)),
+        ('loaders with batches of one picture', 'one picture',
+         lambda p: learner(image_folders(two_kinds(p), size=32, batch_size=1)).fit(1)),
+        ("fit(..., seed=0) with a DataLoader's own generator", 'seed=0', lambda p: fit(
+            network(), torch_loader(shuffle=True, generator=torch.Generator()), 1, constant(2, 1e-3), seed=0, show=False)),
+        ('fit(..., seed=0) with workers that are kept', 'persistent_workers', lambda p: '\n'.join(not_repeatable(
+            'cpu', torch_loader(num_workers=1, persistent_workers=True)))),
+        ('fit(..., seed=0) with workers that do not wait for each other', 'in_order', lambda p: '\n'.join(not_repeatable(
+            'cpu', Dls(Mock(DataLoader, num_workers=2, in_order=False, persistent_workers=False, generator=None,
+                            batch_sampler=None, sampler=None), [])))),
+        ('validation pictures that do not fit into memory', 'batch_size', lambda p: too_large(0)),
+        ('a batch that does not fit into memory', '32 pictures', lambda p: too_large(10)),
+        ('not even two pictures fit into memory', '32 pictures', lambda p: too_large(1)),
+        ('fit(...) without validation batches', '0 validation',
+         lambda p: fit(network(), Dls([batch()], []), 1, constant(1, 1e-3), show=False)),
+        ('fit(...) with a schedule of another length', '3 steps',
+         lambda p: fit(network(), Dls([batch()], [batch()]), 2, constant(3, 1e-3), show=False)),
+        ('fit(...) with a schedule of two rates a step', '2 rates',
+         lambda p: fit(network(), Dls([batch()], [batch()]), 1, constant(1, [1e-4, 1e-3]), show=False)),
+        ('explore_one_cycle(learn, epoch=3)', 'epoch', lambda p: explore_one_cycle(learner(), epoch=3)),
+    ],
+    'lr_finder': [
+        ('learn.lr_find(start_lr=1, end_lr=0.1)', '0.1', lambda p: learner().lr_find(start_lr=1, end_lr=.1)),
+        ('suggest_valley of two rates and a loss', '2 rates', lambda p: suggest_valley([1e-3, 1e-2], [1.0])),
+        ('pick_lr(model)', 'loaders', lambda p: pick_lr(network())),
+        ('lr_find(...) without training batches', 'training', lambda p: lr_find(network(), Dls([], [batch()]))),
+        ('lr_find(...) of pictures that are no numbers', 'nan',
+         lambda p: lr_find(network(), Dls([batch(value=float('nan'))], [batch()]))),
+    ],
+    'saving': [
+        ("learn.load('b') of a file that is not there", 'PLACE/b.safetensors', lambda p: [saved(p), learner().load(p / 'b')]),
+        ('learn.save(a folder)', 'PLACE/a.safetensors', lambda p: [(p / 'a.safetensors').mkdir(), saved(p)]),
+        ('learn.save(...) where a folder is a file', 'PLACE/a/b.safetensors',
+         lambda p: learner().save(file(p, 'a') / 'b')),
+        ('learn.save(...) on a full disk, over an older file', 'PLACE/a.safetensors',
+         lambda p: [saved(p), call(patch('os.replace', disk_full), lambda: saved(p))]),
+        ('learn.load of an empty file', 'PLACE/a.safetensors', lambda p: read_saved(file(p, 'a.safetensors'))),
+        ('learn.load of a file with a giant header', 'PLACE/a.safetensors', lambda p: read_saved(header(p, 2**40, b'{}'))),
+        ('learn.load of a pickle under our suffix', 'PLACE/a.safetensors',
+         lambda p: read_saved(file(p, 'a.safetensors', pickle.dumps(['code'], 2)))),
+        ('learn.load of a file whose header is no text', 'PLACE/a.safetensors', lambda p: read_saved(header(p, 2, b'?!'))),
+        ("learn.load of another program's file", 'None', lambda p: read_saved(with_text(p))),
+        ('learn.load of a later format', 'finetune_teach 9', lambda p: read_saved(with_text(p, format='finetune_teach 9'))),
+        ('learn.load of a file with a bit turned', 'PLACE/a.safetensors',
+         lambda p: read_saved(file(p, 'a.safetensors', bytes(turned(bytearray(saved(p).read_bytes())))))),
+        ('learn.load of text with a number of 99 digits', 'digits',
+         lambda p: read_saved(with_text(p, format=saving.FORMAT, history='9' * 99))),
+        ('learn.load of text nested 100,000 deep', 'nested',
+         lambda p: read_saved(with_text(p, format=saving.FORMAT, history='[' * 100_000))),
+        ('learn.load of a file without a description', 'description',
+         lambda p: read_saved(rewritten(saved(p), lambda t, a: a.pop('description')))),
+        ('learn.load of another network', 'TinyResNet', lambda p: learner(arch=create_body_net()).load(saved(p))),
+        ('learn.load of other classes', 'cat', lambda p: learner(drawn(cats_vs_dogs=True)).load(saved(p))),
+        ('learn.load of the same classes in another order', 'order', lambda p: [
+            path := saved(p), other := learner(), other.description.update(classes=other.dls.classes[::-1]), other.load(path)]),
+        ('learn.load with a head of another width', 'PLACE/a.safetensors', lambda p: learner(hidden=(9,)).load(saved(p))),
+        ('learn.load with pictures of another size', '48', lambda p: learner(drawn(48)).load(saved(p))),
+        ("learn.load of an optimiser's memory of another shape", 'optimizer.0', lambda p: learner().load(rewritten(
+            trained().save(p / 'a'), lambda t, a: t.update({'optimizer.0.exp_avg': torch.ones(9)})))),
+        ("learn.load of an optimiser's memory that lacks a part", 'PLACE/a.safetensors', lambda p: learner().load(
+            rewritten(trained().save(p / 'a'), lambda t, a: t.pop([k for k in t if k.endswith('exp_avg')][0])))),
+        ('checkpoint=FILE, gone on with for other epochs', 'PLACE/run.safetensors',
+         lambda p: learner(checkpoint=kept(p)).fit(3, 1e-3)),
+        ('checkpoint=FILE, gone on with at another rate', 'highest rate',
+         lambda p: learner(checkpoint=kept(p)).fit(2, 1e-2)),
+        ('checkpoint=FILE, gone on with other pictures', 'pictures', lambda p: learner(
+            drawn(cats_vs_dogs=True), checkpoint=kept(p)).fit(2, 1e-3)),
+        ('checkpoint=FILE, which learn.save has written', 'PLACE/a.safetensors', lambda p: learner(checkpoint=saved(p))),
+        ('checkpoint=FILE, of which a part is missing', 'recorder.steps',
+         lambda p: unfinished(p, lambda t, a: t.pop('recorder.steps'))),
+        ('checkpoint=FILE, gone on with under another torch', 'torch 1.0',
+         lambda p: unfinished(p, lambda t, a: a['versions'].update(torch='1.0'))),
+        ('checkpoint=FILE, and the disk fills up in training', 'PLACE/run.safetensors', full_later),
+    ],
+    'fine_tuning': [
+        ('learn.fit_one_cycle(0)', 'not 0', lambda p: learner().fit_one_cycle(0)),
+        ('learn.fine_tune(2.5)', 'not 2.5', lambda p: learner().fine_tune(2.5)),
+        ('learn.fine_tune(1, lr_max=1e-3)', 'lr_max', lambda p: learner().fine_tune(1, lr_max=1e-3)),
+        ('learn.fine_tune(1, lr_mult=0)', 'lr_mult', lambda p: learner().fine_tune(1, lr_mult=0)),
+        ('vision_learner(..., weights=None), then fine_tune', 'pretrained',
+         lambda p: learner(weights=None).fine_tune(1)),
+        ('cnn_learner(..., pretrained=True)', 'pretrained', lambda p: cnn_learner(drawn(), pretrained=True)),
+        ('vision_learner with pictures that are too small', '32x32', lambda p: learner(
+            arch=nn.Sequential(nn.Conv2d(3, 4, 64), nn.Flatten(), nn.Linear(4, 3)))),
+        ('vision_learner with a network that goes on after its last linear layer', '(2, 3, 1)', lambda p: learner(
+            arch=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Unflatten(1, (-1, 1))))),
+        ("vision_learner(..., precision='fp8')", 'fp8', lambda p: learner(precision='fp8')),
+        ('learn.fit(1) of a learner loaded without pictures', 'pictures', lambda p: load_learner(
+            saved(p), small_network(), device='cpu').fit(1)),
+        ('load_learner with a network of your own', 'TinyResNet', lambda p: load_learner(saved(p))),
+        ('load_learner with a head of your own', 'PLACE/a.safetensors',
+         lambda p: load_learner(saved(p, head=nn.Linear(8, 12)), small_network())),
+        ('load_learner of a file that wants pictures of 10^9 pixels', 'size=1000000000', lambda p: load_learner(
+            rewritten(saved(p), lambda t, a: a['description'].update(size=10**9)), small_network())),
+    ],
+    'overfitting': [
+        ("best_epoch(learn.recorder, 'acuracy')", 'acuracy', lambda p: best_epoch(trained().recorder, 'acuracy')),
+        ('best_epoch(learn.recorder) before training', 'valid_loss', lambda p: best_epoch(learner().recorder)),
+        ('best_epoch of losses that are no numbers', 'valid_loss', lambda p: best_epoch(without_number(p))),
+        ('KeepBest().restore(model) before training', 'valid_loss', lambda p: KeepBest().restore(network())),
+        ('calibration of one column of scores', '(4, 1)', lambda p: calibration(torch.ones(4, 1), torch.zeros(4))),
+        ('top_mistakes of scores that are no numbers', 'scores',
+         lambda p: top_mistakes(torch.full((4, 2), float('nan')), torch.zeros(4))),
+        ('calibration(..., bins=0)', 'bins=0', lambda p: calibration(torch.ones(4, 2), torch.zeros(4), 0)),
+        ('explore_overfitting before training', 'train', lambda p: explore_overfitting(learner())),
+        ('explore_overfitting with shuffled validation pictures', 'validation pictures', shuffled_mistakes),
+        ('EarlyStopping(patience=0)', 'patience=0', lambda p: EarlyStopping(patience=0)),
+    ],
+    'what_it_learned': [
+        ('plot_filters of a linear layer', 'Linear', lambda p: plot_filters(nn.Linear(2, 2))),
+        ("activations(..., ['layer5'])", 'layer5', lambda p: activations(small_network(), batch()[0], ['layer5'])),
+        ('activations of a part that is not used', 'spare', lambda p: [
+            net := small_network(), net.add_module('spare', nn.ReLU()), activations(net, batch()[0], ['spare'])]),
+        ("receptive_field(..., 'fc')", 'fc', lambda p: receptive_field(small_network(), 'fc', batch()[0])),
+        ('evidence_map of a body without maps', 'layer=', lambda p: evidence_map(
+            nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(3072, 8)), nn.Linear(8, 2)), batch()[0], 0)),
+    ],
+    'command line': [
+        ('finetune-teach train', 'folder', lambda p: terminal('train')),
+        ('finetune-teach train photos', 'PLACE/photos', lambda p: terminal('train', p / 'photos', '--out', p / 'a')),
+        ('finetune-teach train photos --out FOLDER', 'PLACE/out.safetensors', lambda p: [
+            (p / 'out.safetensors').mkdir()] and terminal('train', p, '--out', p / 'out')),
+        ('finetune-teach train photos --on-error skip, a file being no picture', 'PLACE/photos/cat/2.png', lambda p: call(
+            patch('finetune_teach.__main__.vision_learner', interrupted), lambda: terminal(
+                'train', broken(two_kinds(p / 'photos'), content=b''), '--out', p / 'a', '--on-error', 'skip'))),
+        ('finetune-teach train, the disk being full at the end', 'PLACE/file/model', saved_elsewhere),
+        ('finetune-teach predict model a.jpg', 'PLACE/model', lambda p: terminal('predict', p / 'model', p / 'a.jpg')),
+        ('Ctrl-C', 'stopped', lambda p: call(patch('finetune_teach.__main__.drawn_pets', interrupted), terminal)),
+        ('finetune-teach notebooks FILE', 'PLACE/a', lambda p: command_line.write_course(file(p, 'a'))),
+        ('finetune-teach notebooks nbs', 'REPOSITORY/nbs',
+         lambda p: command_line.write_course(command_line.notebooks_folder())),
+        ('finetune-teach notebooks FOLDER, where they are', 'PLACE already has', lambda p: [
+            command_line.write_course(p), command_line.write_course(p)]),
+        ('a package without its notebooks', 'PLACE/package/notebooks', lambda p: call(
+            patch('finetune_teach.__main__.files', lambda name: p / 'package'), command_line.notebooks_folder)),
+        ('finetune-teach claims --out no/such/folder/a.json', 'PLACE/no', lambda p: command_line.run_claims(
+            command_line.parser().parse_args(['claims', '--out', str(p / 'no' / 'a.json')]))),
+    ],
+    'pretraining': [
+        ('read_tiny_imagenet where it is not', 'PLACE/a.zip', lambda p: pretraining.read_tiny_imagenet(p / 'a.zip')),
+        ('read_tiny_imagenet of another folder', 'PLACE', lambda p: pretraining.read_tiny_imagenet(two_kinds(p))),
+        ('pretrain(...) with 4 photos', '4 photos', few_photos),
+        ('pretrain(...), gone on with by another recipe', 'PLACE/checkpoint.pt', other_photos),
+    ],
+}
+
+# Statements that no entry reaches, and why
+NOT_REACHED = {
+    'downloads.py unpack: raise RuntimeError': 'only a Python older than 3.10.12 comes here',
+}
+
+
+# How they are collected
+
+class Site(NamedTuple):
+    "A `raise ...(...)` or a `warnings.warn(...)` of the package."
+    file: str
+    function: str
+    first: int # line
+    last: int
+    text: str
+
+@functools.cache
+def sites():
+    found = []
+    def look(node, file, names):
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            raises = isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call)
+            warns = isinstance(child, ast.Call) and ast.unparse(child.func) == 'warnings.warn'
+            if raises or warns:
+                found.append(Site(file, '.'.join(names), child.lineno, child.end_lineno, ast.unparse(child)))
+            look(child, file, [*names, child.name] if named else names)
+    for path in sorted(PACKAGE.glob('*.py')):
+        look(ast.parse(path.read_text('utf-8')), path.name, [])
+    return found
+
+def site_at(path, line):
+    path = Path(path)
+    return next((s for s in sites() if path.parent == PACKAGE and s.file == path.name
+                 and s.first <= line <= s.last), None)
+
+def steps_of(error):
+    "The places of an error's traceback."
+    trace = error.__traceback__
+    while trace:
+        yield trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+
+def quoted(error):
+    "The texts of errors of other packages that this one was made of."
+    inner, texts = error.__cause__ or error.__context__, []
+    while inner:
+        ours = site_at(*list(steps_of(inner))[-1])
+        users = list(steps_of(inner))[-1][0] == __file__ # what stands for the user's own code
+        if not (ours or users or isinstance(inner, (OSError, KeyError))):
+            texts.append(str(inner))
+        inner = inner.__cause__ or inner.__context__
+    return [text for text in texts if text]
+
+class Message(NamedTuple):
+    area: str
+    done: str
+    names: str
+    kind: type | None # of the error or warning; None: it stood in the terminal
+    text: str
+    raw: str          # with what differs between machines
+    reached: set
+
+def provoke(area, done, names, act, place):
+    "Do it, and catch what the package says."
+    found, reached, raws, real = [], set(), [], warnings.warn
+    def warn(message, category=UserWarning, *args, **kwargs):
+        caller = sys._getframe(1)
+        if site := site_at(caller.f_code.co_filename, caller.f_lineno):
+            reached.add(site)
+            found.append((category, str(message), []))
+            real(message, category)
+    with patch('warnings.warn', warn), warnings.catch_warnings(record=True):
+        warnings.simplefilter('always')
+        try:
+            result = act(place)
+        except Exception as error:
+            found.append((type(error), str(error), quoted(error)))
+            inner = error
+            while inner:
+                reached |= {site_at(*step) for step in steps_of(inner)} - {None}
+                inner = inner.__cause__ or inner.__context__
+        else:
+            if isinstance(result, str):
+                found = [(None, result, [])]
+    found = found or [(None, 'nothing', [])]
+    texts = []
+    for kind, raw, inner in found:
+        text = functools.reduce(lambda t, part: t.replace(part, '[...]'), inner, raw)
+        texts.append((f'{kind.__name__}: ' if kind else '') + normalised(text, place))
+        raws.append(raw)
+    return Message(area, done, names, found[-1][0], '\n'.join(texts), '\n'.join(raws), reached)
+
+def normalised(text, place):
+    "Without what differs between machines and versions."
+    changes = [(re.escape(str(place)), 'PLACE'), (re.escape(str(PACKAGE.parent)), 'REPOSITORY'),
+               (r'http://127\.0\.0\.1:\d+', 'http://SERVER'),
+               (re.escape(str(Path(tempfile.gettempdir()))) + r'(?=\b|/)', 'TEMPORARY'),
+               (r'only [\d.e+]+ GB free', 'only ... GB free'),
+               (r'\(torch 1\.0, now .*?\)', '(torch 1.0, now ...)'),
+               (r"pictures was \w+, now it is \w+", 'pictures was ..., now it is ...'),
+               (r'schedule was \w+, now it is \w+', 'schedule was ..., now it is ...'),
+               (r'(damaged or cut off): .*; copy it again', r'\1: [...]; copy it again'),
+               (r'(neither a function nor a regular expression) \([^\n]*\)$', r'\1 ([...])')]
+    for old, new in changes:
+        text = re.sub(old, new, text)
+    return text
+
+def collect(folder):
+    folder = Path(folder).resolve()
+    found = []
+    for k, (area, entries) in enumerate(MESSAGES.items()):
+        for i, (done, names, act) in enumerate(entries):
+            place = folder / f'{k}_{i}'
+            place.mkdir()
+            found.append(provoke(area, done, names, act, place))
+            shutil.rmtree(place, ignore_errors=True)
+    return found
+
+def table(messages):
+    lines = ['# What the package says when something is wrong', '',
+             'Written by `python tests/test_messages.py`, which does each of these things; do not edit it by hand.',
+             'PLACE stands for a folder, ... for what differs between machines, and [...] for what is quoted from another package.']
+    for area in MESSAGES:
+        lines += ['', f'## {area}', '', '| what was done | what the user reads |', '|---|---|']
+        for m in messages:
+            if m.area == area:
+                said = '<br>'.join(f'`` {line} ``' if '`' in line else f'`{line}`' for line in m.text.split('\n'))
+                lines.append('| {} | {} |'.format(*(t.replace('|', r'\|') for t in (m.done, said))))
+    return '\n'.join(lines) + '\n'
+
+
+# What has to be true of them
+
+@pytest.fixture(scope='module')
+def messages(tmp_path_factory):
+    return collect(tmp_path_factory.mktemp('messages'))
+
+def test_table_is_what_the_package_says(messages):
+    assert TABLE.read_text('utf-8') == table(messages), 'write it anew: python tests/test_messages.py'
+
+def test_they_name_what_was_wrong(messages):
+    assert not [(m.done, m.names, m.text) for m in messages if m.names not in m.text]
+
+NOISE = re.compile(r'object at 0x|<function|<class|<lambda|<bound|\b(Key|Attribute|Index|Name|Assertion|Runtime)Error\b')
+
+def test_they_are_text_for_people(messages):
+    kinds = ValueError, TypeError, OSError, MemoryError, Warning
+    for m in messages:
+        assert m.kind is None or issubclass(m.kind, kinds), m
+        assert not NOISE.search(m.text), m
+        assert all(len(line) <= 600 for line in m.text.split('\n')), m
+
+def test_nothing_is_said_that_is_not_in_the_table(messages):
+    reached = set().union(*(m.reached for m in messages))
+    missing = [s for s in sites() if s not in reached]
+    excused = {key: [s for s in missing if f'{s.file} {s.function}: {s.text}'.startswith(key)] for key in NOT_REACHED}
+    unknown = [s for s in missing if not any(s in found for found in excused.values())]
+    assert not unknown, 'no entry of MESSAGES comes here'
+    assert all(len(found) == 1 for found in excused.values()), 'these do not need to be excused'
+
+def test_a_place_without_an_entry_is_found(messages, monkeypatch):
+    "The check above can fail."
+    fewer = [m for m in messages if m.area != 'freezing']
+    with pytest.raises(AssertionError, match='no entry of MESSAGES'):
+        test_nothing_is_said_that_is_not_in_the_table(fewer)
+
+
+if __name__ == '__main__':
+    with tempfile.TemporaryDirectory() as folder:
+        collected = collect(folder)
+    TABLE.write_text(table(collected), 'utf-8')
+    print(f'{len(collected)} messages in {TABLE}')
+    if '--raw' in sys.argv:
+        for message in collected:
+            print(f'\n{message.area} | {message.done}\n  {message.raw}')
