@@ -21,7 +21,7 @@ from pathlib import Path
 from .claims import check_claims, save_claims
 from .fine_tuning import Learner, load_learner, vision_learner
 from .one_cycle import accuracy, error_rate
-from .pictures import drawn_pets, few, image_folders
+from .pictures import drawn_pets, few, image_folders, printable
 from .saving import check_writable, file_name, show_versions
 
 # %% ../nbs/12_command_line.ipynb #10c6c641
@@ -89,9 +89,9 @@ def run_predict(args: argparse.Namespace) -> None:
     classes = learn.description['classes']
     for image in args.images:
         probabilities, best = learn.predict(image).probabilities.topk(min(args.top, len(classes)))
-        answers = ', '.join(f'{classes[i]} {p:.1%}'
+        answers = ', '.join(f'{printable(classes[i])} {p:.1%}'
                             for p, i in zip(probabilities.tolist(), best.tolist()))
-        print(f'{image}: {answers}')
+        print(f'{printable(image)}: {answers}')
 
 # %% ../nbs/12_command_line.ipynb #5e7bb9dd
 INSTALL = ("import sys\n"

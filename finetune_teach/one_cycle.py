@@ -22,7 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, count, islice
 from numbers import Real
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .freezing import NORMS, layer_groups, reuse_frozen
-from .pictures import COLOURS, new_axes
+from .pictures import COLOURS, new_axes, printable
 from .pretrained_body import get_features
 from .processes import share_work, world
 from .random_head import not_repeatable, seeded
@@ -54,7 +54,21 @@ class Schedule(NamedTuple):
 # %% ../nbs/04_one_cycle.ipynb #f72708d2
 def _share(position: float, start: float, end: float) -> float:
     "How much of the way from `start` to `end` is done; in single precision, as fastai counts."
-    return float((np.float32(position) - np.float32(start)) / np.float32(end - start))
+    way = np.float32(end - start)
+    return float((np.float32(position) - np.float32(start)) / way) if way else 0.0
+
+def _check_cycle(div: float, div_final: float, pct_start: float, moms: Sequence[float]) -> None:
+    "A `ValueError` for numbers that make no cycle; with some of them, weights would be lost."
+    for name, value in [('div', div), ('div_final', div_final)]:
+        if not 0 < value < math.inf:
+            raise ValueError(f'{name} has to be a number above 0, not {value}: '
+                             'the peak is divided by it.')
+    if not 0 <= pct_start <= 1:
+        raise ValueError(f'pct_start has to lie between 0 and 1, not {pct_start}: '
+                         'it is the share of the steps in which the rate rises.')
+    if len(moms) != 3 or not all(0 <= mom < 1 for mom in moms):
+        raise ValueError(f'moms={moms}: there are three momenta (at start, peak and end), '
+                         'each from 0 to below 1.')
 
 def one_cycle(steps: int,                      # batches in the whole run
               lr_max: float | Sequence[float], # highest rate, of all layer groups or of each
@@ -64,6 +78,7 @@ def one_cycle(steps: int,                      # batches in the whole run
               moms: tuple[float, float, float] = (0.95, 0.85, 0.95) # momentum at start, peak, end
              ) -> Schedule:
     "Rate up, then down; momentum down, then up (Smith 2018; the same numbers as fastai's)."
+    _check_cycle(div, div_final, pct_start, moms)
     peaks = [lr_max] if isinstance(lr_max, Real) else list(lr_max)
     def value(step, first, middle, last):
         if step / steps < pct_start:
@@ -118,19 +133,17 @@ def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a lis
                n_groups: int # number of layer groups
               ) -> list[float]:
     "One learning rate for each layer group, from the input to the head."
-    if lr is None or isinstance(lr, str):
-        _check_rates([lr], lr)
+    if hasattr(lr, 'tolist'): # an array, a tensor, a number of numpy's
+        lr = lr.tolist()
     if isinstance(lr, slice) and lr.start is None:
         _check_rates([lr.stop], lr)
         lrs = [lr.stop / 10] * (n_groups - 1) + [lr.stop]
     elif isinstance(lr, slice):
         _check_rates([lr.start, lr.stop], lr)
-        factor = (lr.stop / lr.start) ** (1 / max(n_groups - 1, 1))
+        factor = (float(lr.stop) / float(lr.start)) ** (1 / max(n_groups - 1, 1))
         lrs = [lr.stop / factor ** i for i in reversed(range(n_groups))]
-    elif isinstance(lr, Real):
-        lrs = [lr] * n_groups
     else:
-        lrs = lr.tolist() if hasattr(lr, 'tolist') else list(lr) # an array or a tensor, a list
+        lrs = list(lr) if isinstance(lr, (list, tuple)) else [lr] * n_groups
     if len(lrs) != n_groups:
         raise ValueError(f'{len(lrs)} learning rates for {n_groups} layer groups: {lr}. '
                          'Give one rate, slice(first, last), or as many rates as there are groups.')
@@ -141,8 +154,12 @@ def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a lis
 def _check_rates(lrs: Sequence[float], given) -> None:
     "A `ValueError` unless all rates are positive numbers."
     for lr in lrs:
-        if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
-            where = '' if lr is given else f' (in {given})'
+        try:
+            good = isinstance(lr, Real) and not isinstance(lr, bool) and 0 < float(lr) < math.inf
+        except OverflowError: # a whole number of hundreds of digits
+            good = False
+        if not good:
+            where = '' if lr is given else f' (in {given!r})'
             raise ValueError(f'a learning rate has to be a positive number, not {lr!r}{where}. '
                              'Usual values lie between 1e-6 and 1e-1; lr_find helps to choose.')
 
@@ -194,11 +211,11 @@ def function_name(function: Callable) -> str:
     return getattr(function, '__name__', type(function).__name__)
 
 def metric_names(metrics: Sequence[Callable]) -> list[str]:
-    "The metrics' names; a second one of the same name gets a number."
-    names = []
+    "The metrics' names; one that is taken, by another or by a column, gets a number."
+    names, columns = [], ['phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time']
     for name in map(function_name, metrics):
-        taken = sum(other == name or other.startswith(f'{name}_') for other in names)
-        names.append(f'{name}_{taken + 1}' if taken and name in names else name)
+        numbered = (f'{name}_{n}' for n in count(2))
+        names.append(next(new for new in chain([name], numbered) if new not in names + columns))
     return names
 
 # %% ../nbs/04_one_cycle.ipynb #96e2651a
@@ -436,8 +453,8 @@ def _check_finite(part: nn.Module, loss: float, where: str, lrs: tuple, loader) 
     what = 'the gradient' if math.isfinite(loss) else f'the loss ({loss})'
     rates = ', '.join(f'{lr:.3g}' for lr in lrs)
     raise NotFinite(f'{what} is no longer a finite number {where}, rates {rates}. The weights are '
-                    'those before this step. Train with a lower learning rate (lr_find helps), or look for '
-                    f'pictures or labels that are not numbers.{batch_names(loader)}')
+                    'those before this step. Train with a lower learning rate (lr_find helps), or '
+                    f'look for pictures or labels that are not numbers.{batch_names(loader)}')
 
 def batch_names(loader) -> str:
     "The pictures of the batch that a loader gave last, for a message; '' where it does not tell."
@@ -448,7 +465,7 @@ def batch_names(loader) -> str:
     places = plan.index.tolist()
     if not files:
         return f' This batch was made of the pictures {", ".join(map(str, places))}.'
-    return '\n'.join(['\nThis batch was made of:', *(f'  {files[i]}' for i in places)])
+    return '\n'.join(['\nThis batch was made of:', *(f'  {printable(files[i])}' for i in places)])
 
 # %% ../nbs/04_one_cycle.ipynb #67d14a30
 @contextlib.contextmanager

@@ -44,8 +44,9 @@ from tqdm import tqdm
 from .downloads import download as fetch_file, one_at_a_time, unpack
 from .drawing import BREEDS, draw_pets
 
-# %% ../nbs/00_pictures.ipynb #c988b52e
-def printable(name) -> str:
+# %% ../nbs/00_pictures.ipynb #a6e03850
+def printable(name # of a file, a folder or a class
+             ) -> str:
     "A name on one line that every screen can show: what has no glyph of its own is escaped."
     return ''.join(c if c.isprintable() or c == '\u200d' else  # that one joins emoji
                    c.encode('unicode_escape').decode() for c in str(name))
@@ -160,7 +161,7 @@ class PictureReader(io.BufferedReader):
     def read(self, n=-1):
         return super().read(n if n is None or n < 0 else min(n, self.length))
 
-# %% ../nbs/00_pictures.ipynb #e9e1f28f
+# %% ../nbs/00_pictures.ipynb #31f48223
 def open_file(path):
     "Open a file; stop at what is none: a pipe, a device, a folder."
     about = os.stat(path)
@@ -168,14 +169,15 @@ def open_file(path):
     if kind == stat.S_IFDIR:
         with os.scandir(path): pass  # an error, if it is there but may not be read
         raise Refused('a link to a folder that is read already; remove the link'
-                      if os.path.islink(path) else 'a folder; give a file')
+                      if os.path.islink(path) else
+                      'a folder, not a file; if a link leads to it, remove the link')
     if kind != stat.S_IFREG:
         name = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket'}.get(kind, 'a device')
         raise Refused(f'{name}, not a file; remove it')
     if about.st_size == 0: raise Refused('not a picture: an empty file, 0 bytes; copy it again')
     if about.st_size > MAX_BYTES:
-        raise Refused(f'too large: {about.st_size / 1e9:.1f} GB on the disk; is it a picture at all? Leave it'
-                      ' out, or save it smaller')
+        raise Refused(f'too large: {about.st_size / 1e9:.1f} GB on the disk; is it a picture at'
+                      ' all? Leave it out, or save it smaller')
     file = PictureReader(io.FileIO(path))
     file.length = about.st_size
     return file
@@ -218,13 +220,13 @@ def check_pixels(image, file):
             raise Refused(f'too slow: a JPEG in {scans:,} scans of {width:,} x {height:,} pixels;'
                           ' save it anew, or leave it out')
 
-# %% ../nbs/00_pictures.ipynb #c02295dd
+# %% ../nbs/00_pictures.ipynb #36b2a493
 def why_unreadable(error):
     "Errors of Pillow and the system in words that say what to do."
     if isinstance(error, Refused): return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return ('not a picture, or of a kind that is not read: JPEG, PNG, GIF, BMP, WebP, TIFF, PPM,'
-                " AVIF, JPEG 2000 are; save others (iPhone's HEIC) as JPEG")
+        return ('not a picture, or of a kind that is not read: JPEG, PNG, GIF, BMP, WebP, TIFF,'
+                " PPM, AVIF, JPEG 2000 are; save others (iPhone's HEIC) as JPEG")
     if isinstance(error, Image.DecompressionBombError):
         return f'too large: more than {MAX_PIXELS:,} pixels; save it smaller, or leave it out'
     if isinstance(error, PermissionError):
@@ -389,7 +391,7 @@ def same_pictures(train, valid):
     at = {j: known.get(hash(picture.tobytes())) for j, picture in enumerate(valid)}
     return {j: i for j, i in at.items() if i is not None and np.array_equal(train[i], valid[j])}
 
-# %% ../nbs/00_pictures.ipynb #0b865789
+# %% ../nbs/00_pictures.ipynb #c598d79f
 def same_files(train, valid):
     "{place in `valid`: place in `train`} of the files whose content is in both."
     def lengths(files): return [os.path.getsize(f) if os.path.isfile(f) else None for f in files]
@@ -400,8 +402,8 @@ def same_files(train, valid):
     both, known = {*train_lengths} & {*valid_lengths} - {None}, {}
     for i, file in enumerate(train):
         if train_lengths[i] in both: known.setdefault(content(file), i)
-    found = {j: known.get(content(file)) for j, file in enumerate(valid) if valid_lengths[j] in both}
-    return {j: i for j, i in found.items() if i is not None}
+    at = {j: known.get(content(f)) for j, f in enumerate(valid) if valid_lengths[j] in both}
+    return {j: i for j, i in at.items() if i is not None}
 
 # %% ../nbs/00_pictures.ipynb #d12b77fb
 class ImageLoaders:
@@ -748,7 +750,7 @@ def say_alike(labels, where):
                       f' in how accents are stored: {few(alike)}. If they are one class, give them'
                       ' one name; if they are meant to differ, all is well')
 
-# %% ../nbs/00_pictures.ipynb #e4391b74
+# %% ../nbs/00_pictures.ipynb #6d8fa71c
 def say_unequal(labels, where):
     "Have some classes ten times as many pictures as others? A text, or None."
     counts = Counter(labels).most_common()
@@ -757,9 +759,9 @@ def say_unequal(labels, where):
     shown = [f'{name} {n}' for name, n in (counts if len(counts) < 7 else counts[:3] + counts[-3:])]
     return (f'{where}: the classes are of very unequal size: {few(shown, 6)} pictures'
             f'{" (largest and smallest)" if len(counts) > 6 else ""}. Who always answers'
-            f' {printable(largest)} is right for {most / len(labels):.0%} of all, so do not trust the'
-            ' error rate of all pictures: look at the error of each class, and add pictures to the'
-            ' small ones')
+            f' {printable(largest)} is right for {most / len(labels):.0%} of all, so do not trust'
+            ' the error rate of all pictures: look at the error of each class, and add pictures to'
+            ' the small ones')
 
 # %% ../nbs/00_pictures.ipynb #0bec5b11
 def leave_out(bad, pictures, *lists):
@@ -819,12 +821,12 @@ def looking():
     "A progress bar, if looking for files takes longer than two seconds."
     return tqdm(desc='looking for pictures', unit=' files', leave=False, delay=2)
 
-# %% ../nbs/00_pictures.ipynb #01a90e78
+# %% ../nbs/00_pictures.ipynb #bd680a8e
 def inside(folder, bar, seen):
     "What is in a folder, sorted, as (path, is it a folder?); None if `seen` before or unreadable."
     try:
         about, entries = os.stat(folder), []
-        if (about.st_dev, about.st_ino) in seen: return None
+        if about.st_ino and (about.st_dev, about.st_ino) in seen: return None
         seen.add((about.st_dev, about.st_ino))
         with os.scandir(folder) as found:  # it tells files from folders without a look at each
             for entry in found:
@@ -907,7 +909,7 @@ def label_function(label):
     "A function of a path, from such a function or from a regular expression."
     if callable(label): return label
     try: pattern = re.compile(label)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f'label={label!r} is neither a function nor a regular expression'
                          f' ({error})') from None
     if pattern.groups != 1:

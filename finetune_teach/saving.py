@@ -39,10 +39,10 @@ from .random_head import keep_random_state, random_state, set_random_state
 def whole_file(path: str | os.PathLike):
     "Gives a path to write to; afterwards that file is at `path`, or, after an error, the old one is."
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
     beside = path.with_name(f'.{path.name}.part')
     try:
+        if path.is_dir():
+            raise IsADirectoryError('it is a folder')
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True) # of a program that was killed
         beside.mkdir()
@@ -52,9 +52,9 @@ def whole_file(path: str | os.PathLike):
             os.fsync(file.fileno()) # on the disk, not only on its way there
         os.replace(aside, path)
     except (OSError, safetensors.SafetensorError) as error: # the disk is full, or read-only
-        kept = 'The older file is still there.' if path.exists() else 'Nothing was written.'
-        raise OSError(f'{path} cannot be written: {error}. {kept} Make room, or choose another '
-                      'folder.') from error
+        kept = 'The older file is still there' if os.path.isfile(path) else 'Nothing was written'
+        raise OSError(f'{path} cannot be written: {error}. {kept}. Make room, or choose another '
+                      'name or folder.') from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -17,7 +17,8 @@ from PIL import Image
 from finetune_teach import one_cycle, saving
 from finetune_teach.__main__ import INSTALL, main, notebooks_folder
 from finetune_teach.drawing import draw_pet
-from finetune_teach.fine_tuning import load_learner
+from finetune_teach.fine_tuning import load_learner, vision_learner
+from finetune_teach.pictures import drawn_pets
 from finetune_teach.saving import read_saved
 
 
@@ -239,3 +240,14 @@ def test_a_model_that_cannot_be_saved_is_saved_elsewhere(photos, tmp_path, capsy
 def test_versions_for_a_bug_report(capsys):
     assert main(['versions']) == 0
     assert torch.__version__.split('+')[0] in capsys.readouterr().out
+
+
+def test_names_from_strangers_do_nothing_to_the_screen(tmp_path, capsys):
+    "A class and a file whose names would clear the screen."
+    learn = vision_learner(drawn_pets(n_train=1, n_valid=1, size=32), seed=0, device='cpu', show=False)
+    learn.description['classes'] = [f'\x1b[2J{i}' for i in range(12)]
+    learn.export(tmp_path / 'model')
+    draw_pet('pug').save(tmp_path / 'a\nb.png')
+    assert main(['predict', str(tmp_path / 'model'), str(tmp_path / 'a\nb.png')]) == 0
+    printed = capsys.readouterr().out
+    assert '\x1b' not in printed and printed.count('\n') == 1 and r'\x1b[2J' in printed

@@ -132,7 +132,11 @@ def many_scans(times):
     return data[:-2] + data[at:-2] * times + data[-2:]
 
 
-def linked(where): return lambda path: path.symlink_to(where)
+def linked(where):
+    def link(path):
+        if where[0] == '/' and not os.path.exists(where): raise OSError(f'no {where}')
+        path.symlink_to(where)
+    return link
 
 
 def unix_socket(path):
@@ -158,7 +162,7 @@ def big(width, height):
             'decoded, as they may fill the memory. Save it smaller, or leave it out')
 
 
-# kind of file: (its name, its bytes or a function that makes it, what it gets: a colour or a message)
+# kind of file: (its name, a function that gives its bytes or makes it at a path, what it gets: a colour or a message)
 KINDS = {
     # pictures that are a little unusual
     'JPEG': ('a.jpg', lambda: saved(red(), 'JPEG'), RED),
@@ -229,7 +233,7 @@ KINDS = {
     'EPS, which is a program': ('a.eps', lambda: b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', NONE),
     'EPS called .jpg': ('a.jpg', lambda: saved(red(), 'EPS'), NONE),
     # larger than they look
-    'bomb: PNG': ('a.png', bomb, big(20_000, 20_000)),
+    'bomb: PNG': ('a.png', lambda: bomb(), big(20_000, 20_000)),
     'bomb: PNG that only claims it': ('a.png', lambda: png(30_000, 30_000), big(30_000, 30_000)),
     'bomb: PNG of the largest size': ('a.png', lambda: png(2**31 - 1, 2**31 - 1), big(2**31 - 1, 2**31 - 1)),
     'bomb: just above the limit': ('a.png', lambda: png(10_000, 10_001), big(10_000, 10_001)),
@@ -247,8 +251,8 @@ KINDS = {
     'bomb: WebP': ('a.webp', lambda: webp_of(16_384, 16_384), 'too large: more than 100,000,000 pixels; save it smaller, or leave it out'),
     '3 GB on the disk': ('a.webp', sparse, 'too large: 3.0 GB on the disk; is it a picture at all? Leave it out, or save it smaller'),
     # no files
-    'folder': ('a.jpg', Path.mkdir, 'a folder; give a file'),
-    'named pipe': ('a.jpg', os.mkfifo, 'a named pipe, not a file; remove it'),
+    'folder': ('a.jpg', lambda path: path.mkdir(), 'a folder, not a file; if a link leads to it, remove the link'),
+    'named pipe': ('a.jpg', lambda path: os.mkfifo(path), 'a named pipe, not a file; remove it'),
     'socket': ('a.jpg', unix_socket, 'a socket, not a file; remove it'),
     'device': ('a.jpg', linked('/dev/zero'), 'a device, not a file; remove it'),
     'file of the system': ('a.jpg', linked('/proc/kmsg'), 'not a picture: an empty file, 0 bytes; copy it again'),
@@ -268,10 +272,9 @@ def make(kind, folder):
     if feature and not features.check(feature): pytest.skip(f'Pillow without {feature}')
     path = folder / name
     try:
-        if content in (os.mkfifo, Path.mkdir, sparse, unix_socket) or content.__code__.co_argcount and content is not bomb:
-            content(path)
+        if content.__code__.co_argcount: content(path)
         else: path.write_bytes(content())
-    except (OSError, UnicodeError) as error: pytest.skip(f'not to be had on this system: {error}')
+    except (OSError, UnicodeError, AttributeError) as error: pytest.skip(f'not to be had on this system: {error}')
     return path, wanted
 
 
@@ -298,6 +301,22 @@ def test_each_kind_gets_a_picture_or_a_message(tmp_path, kind):
         for (column, row), colour in colours.items():
             assert np.abs(x[:, row, column].numpy().astype(int) - colour).max() <= 12
     assert time.process_time() - start < 3
+
+
+def test_the_limit_may_be_moved(tmp_path, monkeypatch):
+    (tmp_path / 'a.png').write_bytes(saved(red((60, 40)), 'PNG'))
+    monkeypatch.setattr(P, 'MAX_PIXELS', 2399)
+    with pytest.raises(ValueError, match='60 x 40 pixels; more than 2,399'): load_picture(tmp_path / 'a.png', 8)
+    assert load_picture(red((60, 40)), 8).shape == (3, 8, 8), 'a picture in memory is there already'
+    monkeypatch.setattr(P, 'MAX_PIXELS', 2400)
+    assert load_picture(tmp_path / 'a.png', 8).shape == (3, 8, 8)
+
+
+def test_a_plug_in_may_read_heif(tmp_path, monkeypatch):
+    "Packages that read HEIF for Pillow register it under this name."
+    (tmp_path / 'a.heic').write_bytes(b'????ftypheic')
+    monkeypatch.setitem(Image.OPEN, 'HEIF', (lambda file, name: red(), lambda start: start[4:12] == b'ftypheic'))
+    assert load_picture(tmp_path / 'a.heic', 8)[:, 4, 4].tolist() == list(RED)
 
 
 # ---- bytes of all kinds ----
@@ -487,6 +506,7 @@ def refused(function, *args, **options):
     return str(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes in folders')
 def test_what_is_no_file_is_named_with_the_others(pets):
     os.mkfifo(pets / 'cat' / 'pipe.jpg')
     unix_socket(pets / 'dog' / 'socket')
