@@ -470,9 +470,11 @@ MESSAGES = {
          lambda p: fetched(p, max_bytes=1000, chunked=True)),
         ('download to a disk that is too full', '300,000', lambda p: call(
             patch('shutil.disk_usage', lambda folder: Mock(free=1000)), lambda: fetched(p))),
-        ('download that is sent on to another kind of address', 'ftp://a/b', lambda p: fetched(p, status=302, to='ftp://a/b')),
+        ('download that is sent on to another kind of address', 'ftp://a/b',
+         lambda p: fetched(p, status=302, to='ftp://a/b')),
         ('download into a folder that is a file', 'PLACE/file', lambda p: fetched(file(p, 'file'))),
-        ('unpack of a file that is no archive', 'PLACE/a.tar', lambda p: unpack(file(p, 'a.tar', b'?' * 99), p / 'new', False)),
+        ('unpack of a file that is no archive', 'PLACE/a.tar',
+         lambda p: unpack(file(p, 'a.tar', b'?' * 99), p / 'new', False)),
         ('unpack of an archive with a link', 'passwords', lambda p: unpack(
             archive(p, ('passwords', tarfile.SYMTYPE)), p / 'new', False)),
         ('unpack into a folder that is a file', 'PLACE/file', lambda p: unpack(
@@ -484,7 +486,8 @@ MESSAGES = {
     ],
     'pretrained_body': [
         ("create_body('resnet35')", 'resnet35', lambda p: create_body('resnet35')),
-        ("create_body('resnet18', 'IMAGENET1K_V9')", 'IMAGENET1K_V9', lambda p: create_body('resnet18', 'IMAGENET1K_V9')),
+        ("create_body('resnet18', 'IMAGENET1K_V9')", 'IMAGENET1K_V9',
+         lambda p: create_body('resnet18', 'IMAGENET1K_V9')),
         ('create_body of a builder of your own', 'own_network', lambda p: create_body(own_network)),
         ('create_body of a network without a linear layer', 'Sequential',
          lambda p: create_body(nn.Sequential(nn.Conv2d(3, 4, 3)))),
@@ -495,10 +498,12 @@ MESSAGES = {
          lambda p: resnet18(p, b'', checked=True)),
         ("create_body('resnet18') from a file with code", 'PLACE/checkpoints/resnet18-f37072fd.pth',
          lambda p: resnet18(p, pickle.dumps(print), checked=True)),
-        ("tiny_resnet's weights are not there", 'PLACE/body.safetensors', lambda p: read_weights(p / 'body.safetensors')),
+        ("tiny_resnet's weights are not there", 'PLACE/body.safetensors',
+         lambda p: read_weights(p / 'body.safetensors')),
         ("tiny_resnet's weights are cut off", 'PLACE/body.safetensors',
          lambda p: read_weights(a_weights_file(p, lambda data: data[:1000]))),
-        ("tiny_resnet's weights have a bit turned", 'PLACE/body.safetensors', lambda p: read_weights(a_weights_file(p, turned))),
+        ("tiny_resnet's weights have a bit turned", 'PLACE/body.safetensors',
+         lambda p: read_weights(a_weights_file(p, turned))),
         ('get_features of an empty loader', 'loader', lambda p: get_features(small_network(), [])),
         ('centroid_accuracy of maps', '(4, 3, 2, 2)',
          lambda p: centroid_accuracy((torch.ones(4, 3, 2, 2), torch.arange(4)), features())),
@@ -534,7 +539,11 @@ MESSAGES = {
          lambda p: learner().fit_one_cycle(1, slice(0, 1e-3))),
         ("learn.fit_one_cycle(1, '1e-3')", "1e-3", lambda p: learner().fit_one_cycle(1, '1e-3')),
         ('learn.fit_one_cycle(1, lr_find(...).valley), a curve without one', 'None', lambda p: spread_lrs(None, 3)),
-        ('learn.fit_one_cycle(1, [1e-4, 1e-3])', '2 learning rates', lambda p: learner().fit_one_cycle(1, [1e-4, 1e-3])),
+        ('learn.fit_one_cycle(1, [1e-4, 1e-3])', '2 learning rates',
+         lambda p: learner().fit_one_cycle(1, [1e-4, 1e-3])),
+        ('learn.fit_one_cycle(1, div=0)', 'div', lambda p: learner().fit_one_cycle(1, div=0)),
+        ('learn.fit_one_cycle(1, pct_start=25)', '25', lambda p: learner().fit_one_cycle(1, pct_start=25)),
+        ('learn.fit_one_cycle(1, moms=(0.9, 0.8))', '(0.9, 0.8)', lambda p: learner().fit_one_cycle(1, moms=(.9, .8))),
         ('a metric that divides by zero', 'failing_metric', lambda p: learner(metrics=failing_metric).validate()),
         ('learn.recorder.plot_schedule() before training', 'trained', lambda p: learner().recorder.plot_schedule()),
         ('a loss that becomes NaN', 'PLACE/cat/', lambda p: with_loss(in_order(p), lambda loss: loss * float('nan'))),
@@ -546,7 +555,8 @@ MESSAGES = {
             network(), torch_loader(shuffle=True, generator=torch.Generator()), 1, constant(2, 1e-3), seed=0, show=False)),
         ('fit(..., seed=0) with workers that are kept', 'persistent_workers', lambda p: '\n'.join(not_repeatable(
             'cpu', torch_loader(num_workers=1, persistent_workers=True)))),
-        ('fit(..., seed=0) with workers that do not wait for each other', 'in_order', lambda p: '\n'.join(not_repeatable(
+        ('fit(..., seed=0) with workers that do not wait for each other', 'in_order',
+         lambda p: '\n'.join(not_repeatable(
             'cpu', Dls(Mock(DataLoader, num_workers=2, in_order=False, persistent_workers=False, generator=None,
                             batch_sampler=None, sampler=None), [])))),
         ('validation pictures that do not fit into memory', 'batch_size', lambda p: too_large(0)),
@@ -569,19 +579,23 @@ MESSAGES = {
          lambda p: lr_find(network(), Dls([batch(value=float('nan'))], [batch()]))),
     ],
     'saving': [
-        ("learn.load('b') of a file that is not there", 'PLACE/b.safetensors', lambda p: [saved(p), learner().load(p / 'b')]),
+        ("learn.load('b') of a file that is not there", 'PLACE/b.safetensors',
+         lambda p: [saved(p), learner().load(p / 'b')]),
         ('learn.save(a folder)', 'PLACE/a.safetensors', lambda p: [(p / 'a.safetensors').mkdir(), saved(p)]),
         ('learn.save(...) where a folder is a file', 'PLACE/a/b.safetensors',
          lambda p: learner().save(file(p, 'a') / 'b')),
         ('learn.save(...) on a full disk, over an older file', 'PLACE/a.safetensors',
          lambda p: [saved(p), call(patch('os.replace', disk_full), lambda: saved(p))]),
         ('learn.load of an empty file', 'PLACE/a.safetensors', lambda p: read_saved(file(p, 'a.safetensors'))),
-        ('learn.load of a file with a giant header', 'PLACE/a.safetensors', lambda p: read_saved(header(p, 2**40, b'{}'))),
+        ('learn.load of a file with a giant header', 'PLACE/a.safetensors',
+         lambda p: read_saved(header(p, 2**40, b'{}'))),
         ('learn.load of a pickle under our suffix', 'PLACE/a.safetensors',
          lambda p: read_saved(file(p, 'a.safetensors', pickle.dumps(['code'], 2)))),
-        ('learn.load of a file whose header is no text', 'PLACE/a.safetensors', lambda p: read_saved(header(p, 2, b'?!'))),
+        ('learn.load of a file whose header is no text', 'PLACE/a.safetensors',
+         lambda p: read_saved(header(p, 2, b'?!'))),
         ("learn.load of another program's file", 'None', lambda p: read_saved(with_text(p))),
-        ('learn.load of a later format', 'finetune_teach 9', lambda p: read_saved(with_text(p, format='finetune_teach 9'))),
+        ('learn.load of a later format', 'finetune_teach 9',
+         lambda p: read_saved(with_text(p, format='finetune_teach 9'))),
         ('learn.load of a file with a bit turned', 'PLACE/a.safetensors',
          lambda p: read_saved(file(p, 'a.safetensors', bytes(turned(bytearray(saved(p).read_bytes())))))),
         ('learn.load of text with a number of 99 digits', 'digits',
@@ -594,7 +608,8 @@ MESSAGES = {
         ('learn.load of other classes', 'cat', lambda p: learner(drawn(cats_vs_dogs=True)).load(saved(p))),
         ('learn.load of the same classes in another order', 'order', lambda p: [
             path := saved(p), other := learner(), other.description.update(classes=other.dls.classes[::-1]), other.load(path)]),
-        ('learn.load with a head of another width', 'PLACE/a.safetensors', lambda p: learner(hidden=(9,)).load(saved(p))),
+        ('learn.load with a head of another width', 'PLACE/a.safetensors',
+         lambda p: learner(hidden=(9,)).load(saved(p))),
         ('learn.load with pictures of another size', '48', lambda p: learner(drawn(48)).load(saved(p))),
         ("learn.load of an optimiser's memory of another shape", 'optimizer.0', lambda p: learner().load(rewritten(
             trained().save(p / 'a'), lambda t, a: t.update({'optimizer.0.exp_avg': torch.ones(9)})))),
@@ -606,7 +621,8 @@ MESSAGES = {
          lambda p: learner(checkpoint=kept(p)).fit(2, 1e-2)),
         ('checkpoint=FILE, gone on with other pictures', 'pictures', lambda p: learner(
             drawn(cats_vs_dogs=True), checkpoint=kept(p)).fit(2, 1e-3)),
-        ('checkpoint=FILE, which learn.save has written', 'PLACE/a.safetensors', lambda p: learner(checkpoint=saved(p))),
+        ('checkpoint=FILE, which learn.save has written', 'PLACE/a.safetensors',
+         lambda p: learner(checkpoint=saved(p))),
         ('checkpoint=FILE, of which a part is missing', 'recorder.steps',
          lambda p: unfinished(p, lambda t, a: t.pop('recorder.steps'))),
         ('checkpoint=FILE, gone on with under another torch', 'torch 1.0',
@@ -661,7 +677,8 @@ MESSAGES = {
         ('finetune-teach train photos', 'PLACE/photos', lambda p: terminal('train', p / 'photos', '--out', p / 'a')),
         ('finetune-teach train photos --out FOLDER', 'PLACE/out.safetensors', lambda p: [
             (p / 'out.safetensors').mkdir()] and terminal('train', p, '--out', p / 'out')),
-        ('finetune-teach train photos --on-error skip, a file being no picture', 'PLACE/photos/cat/2.png', lambda p: call(
+        ('finetune-teach train photos --on-error skip, a file being no picture', 'PLACE/photos/cat/2.png',
+         lambda p: call(
             patch('finetune_teach.__main__.vision_learner', interrupted), lambda: terminal(
                 'train', broken(two_kinds(p / 'photos'), content=b''), '--out', p / 'a', '--on-error', 'skip'))),
         ('finetune-teach train, the disk being full at the end', 'PLACE/file/model', saved_elsewhere),
@@ -784,6 +801,7 @@ def normalised(text, place):
                (r'http://127\.0\.0\.1:\d+', 'http://SERVER'),
                (re.escape(str(Path(tempfile.gettempdir()))) + r'(?=\b|/)', 'TEMPORARY'),
                (r'only [\d.e+]+ GB free', 'only ... GB free'),
+               (r'\d+ more\. Nothing', '... more. Nothing'),
                (r'\(torch 1\.0, now .*?\)', '(torch 1.0, now ...)'),
                (r"pictures was \w+, now it is \w+", 'pictures was ..., now it is ...'),
                (r'schedule was \w+, now it is \w+', 'schedule was ..., now it is ...'),
