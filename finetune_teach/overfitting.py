@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .one_cycle import Answers, Recorder, get_answers, mark_phases
-from .pictures import COLOURS, denormalise, new_axes
+from .pictures import COLOURS, denormalise, new_axes, printable
 from .random_head import keep_random_state
 from .widgets import Explorer, slider
 
@@ -39,8 +39,8 @@ def best_epoch(recorder: Recorder,         # of a run
     "The epoch in which `key` was best."
     costs = _costs(recorder.history, key, lowest)
     if min(costs) == math.inf:
-        raise ValueError(f'{key!r} was not a finite number in any epoch, so none is the best. Train '
-                         'again, with a lower learning rate.')
+        raise ValueError(f'{key!r} was not a finite number in any epoch, so none is the best. '
+                         'Train again, with a lower learning rate.')
     return costs.index(min(costs))
 
 # %% ../nbs/07_overfitting.ipynb #0d412ae9
@@ -77,7 +77,7 @@ class KeepBest:
         self.recorder, self.epoch, self.weights, self.cost = None, None, None, math.inf
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> None:
-        if self.recorder is not None and recorder is not self.recorder: # another run: what was kept is of no use to it
+        if self.recorder is not None and recorder is not self.recorder: # of another run: no use
             self.__init__(self.key, self.lowest)
         self.recorder = recorder
         cost = _costs(recorder.history[-1:], self.key, self.lowest)[0]
@@ -273,8 +273,9 @@ def plot_epoch(recorder: Recorder,    # of a run
         ax.imshow(tiles.permute(1, 2, 0).numpy(), extent=(0, len(mistakes), 0, 0.95),
                   interpolation='nearest')
     for k, mistake in enumerate(mistakes):
-        ax.text(k + 0.5, 1, f'{classes[mistake.predicted]:.15} {mistake.confidence:.0%},\n'
-                f'is {classes[mistake.actual]:.15}', fontsize=7, ha='center')
+        answer, label = (printable(classes[i])[:15] for i in (mistake.predicted, mistake.actual))
+        ax.text(k + 0.5, 1, f'{answer} {mistake.confidence:.0%},\nis {label}', fontsize=7,
+                ha='center', parse_math=False)
     ax.set(xlim=(0, 6), ylim=(-0.02, 1.32), aspect='auto')
     return figure.axes
 

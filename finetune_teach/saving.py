@@ -37,7 +37,7 @@ from .random_head import keep_random_state, random_state, set_random_state
 # %% ../nbs/05_saving.ipynb #05fada47
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike):
-    "Gives a path to write to; afterwards that file is at `path`, or, after an error, the old one is."
+    "Gives a path to write to; afterwards that file is at `path`, or, after an error, the old one."
     path = Path(path)
     beside = path.with_name(f'.{path.name}.part')
     try:
@@ -395,7 +395,7 @@ class _Run:
             with keep_random_state():
                 set_random_state(state) # a trial
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged(self.path, f'a part of the training is missing or wrong, {error}') from error
+            raise damaged(self.path, f'a part of it is missing or wrong, {error}') from error
         load_into(saved, self.model, self.optimizer, self.description)
         vars(self.recorder).update(vars(recorder))
         set_random_state(state)

@@ -357,6 +357,14 @@ def test_plot_of_an_epoch(trained, pets):
                                          f'is {pets.classes[surest.actual]:.15}')
 
 
+def test_names_of_classes_are_drawn_as_they_are(trained, pets):
+    "No formula, no line break; a name that is no UTF-8 has other letters for what it is not."
+    pictures, names = mistake_pictures(trained.recorder, pets.valid), ['$\\frac{$', 'a\nb', '\udcff']
+    axes = plot_epoch(trained.recorder, 2, [names[i % 3] for i in range(12)], pictures)
+    axes[0].figure.canvas.draw()
+    assert {t.get_text().count('\n') for t in axes[2].texts} == {1}
+
+
 def test_a_run_without_mistakes_is_drawn(pets):
     actual = torch.arange(12)
     answers = Answers(actual, torch.full((12,), 0.9), actual)
