@@ -30,8 +30,9 @@ from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
 from .processes import own_device, world
 from .random_head import check_head, create_head, modes_kept, seeded
-from .saving import (
-    Checkpoint, SavedModel, check_fits, damaged, describe_call, load_into, read_saved, save_model)
+from finetune_teach.saving import (
+    Checkpoint, SavedModel, check_fits, damaged, describe_call, load_into, read_saved, save_model,
+    short)
 
 # %% ../nbs/06_fine_tuning.ipynb #54b1140e
 def default_device() -> str:
@@ -410,7 +411,7 @@ def check_description(saved: SavedModel) -> dict:
         and are(int, head['hidden']) and len(head['hidden']) < len(saved.tensors)
         and isinstance(head['dropout'], (int, float))}
     if bad := [key for key, fine in good.items() if not fine]:
-        raise damaged(saved.path, f'no model can have {bad[0]}={str(about.get(bad[0]))[:80]}')
+        raise damaged(saved.path, f'no model can have {bad[0]}={short(about.get(bad[0]))}')
     return about
 
 def build(saved: SavedModel, arch: nn.Module | None, head: nn.Module | None) -> nn.Sequential:
@@ -436,7 +437,7 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
         if arch is None:
             find_builder(about['arch'])
     except ValueError as error:
-        raise ValueError(f'{path} holds a network of your own, {about["arch"]}: '
+        raise ValueError(f'{path} holds a network of your own, {short(about["arch"])}: '
                          'build it and pass it as arch=.') from error
     with torch.device('meta'):
         check_fits(saved, build(saved, arch, head))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'HEADER_LIMIT', 'PACKAGES', 'whole_file', 'file_name', 'digest_of', 'write_tensors', 'damaged',
            'check_header', 'parse', 'read_tensors', 'save_model', 'SavedModel', 'read_saved', 'versions',
-           'show_versions', 'difference', 'check_same', 'check_fits', 'optimizer_state', 'load_into', 'describe_call',
-           'check_call', 'Checkpoint']
+           'show_versions', 'short', 'difference', 'check_same', 'check_fits', 'optimizer_state', 'load_into',
+           'describe_call', 'check_call', 'Checkpoint']
 
 # %% ../nbs/05_saving.ipynb #199825e5
 import contextlib
@@ -91,7 +91,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict) -> 
     return path
 
 # %% ../nbs/05_saving.ipynb #c347125d
-HEADER_LIMIT = 10_000_000 # bytes of names, shapes and text; those of a large network need 1/10
+HEADER_LIMIT = 25_000_000 # bytes of names, shapes and text; a large network needs less than 1/10
 
 def damaged(path: Path, why) -> ValueError:
     "The error for a file that cannot be used."
@@ -133,8 +133,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]: # tensors,
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         written = about.pop('format', None)
         if written not in (FORMAT, 'finetune_teach 1'):
-            raise ValueError(f'its format is {written!r}, and this version of finetune_teach reads '
-                             f'those up to {FORMAT!r}')
+            raise ValueError(f'its format is {str(written)[:40]!r}, and this version of '
+                             f'finetune_teach reads those up to {FORMAT!r}')
         found = about.pop('checksum', None)
         if written == FORMAT and found != digest_of(tensors, {'format': written, **about}):
             raise ValueError('its contents do not give the checksum that it names')
@@ -204,11 +204,18 @@ def show_versions() -> None:
         print(f'{name:14} {value}')
 
 # %% ../nbs/05_saving.ipynb #ad4d5fad
+def short(value) -> str:
+    "Something from a file as it may stand in a message: on one line, and not a page of it."
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:60]}...'
+
 def difference(here: Sequence, there: Sequence) -> str:
     "In words: what is different about two lists of classes."
-    more = [f'only {where}: {", ".join(map(repr, names[:5]))}{", ..." * (len(names) > 5)}'
-            for where, names in [('in the file', [c for c in there if c not in set(here)]),
-                                 ('here', [c for c in here if c not in set(there)])] if names]
+    names = [list(map(str, classes)) for classes in (there, here)]
+    missing = [[c for c in dict.fromkeys(one) if c not in known]
+               for one, known in zip(names, map(set, names[::-1]))]
+    more = [f'only {where}: {", ".join(map(short, some[:5]))}{", ..." * (len(some) > 5)}'
+            for where, some in zip(('in the file', 'here'), missing) if some]
     return f'{len(there)} in the file, {len(here)} here; ' + (
         '; '.join(more) or 'the same in another order')
 
@@ -219,14 +226,14 @@ def check_same(saved: SavedModel, description: dict) -> None:
         if there.get(key) != description.get(key):
             lists = all(isinstance(d.get(key), list) for d in (there, description))
             how = (difference(description[key], there[key]) if lists else
-                   f'{there.get(key)} in the file, {description.get(key)} here')
+                   f'{short(there.get(key))} in the file, {short(description.get(key))} here')
             raise ValueError(f'{saved.path} has other {key}: {how}. Nothing was loaded. Make the '
                              f'learner with the same {key}; load_learner makes one from the file.')
     prepared = [key for key in ('size', 'mean', 'std') if there.get(key) != description.get(key)]
     for key in prepared:
-        warnings.warn(f'{saved.path} was trained on pictures with {key} {there.get(key)}, here it '
-                      f'is {description.get(key)}. For answers as good as there, make the loaders '
-                      f'with {key}={there.get(key)}.', stacklevel=4)
+        warnings.warn(f'{saved.path} was trained on pictures with {key} {short(there.get(key))}, '
+                      f'here it is {description.get(key)}. For answers as good as there, make the '
+                      f'loaders with {key}={short(there.get(key))}.', stacklevel=4)
 
 def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: # weights, by name
     "A `ValueError` unless the file has just the tensors of `model`, in their types and shapes."
@@ -236,7 +243,7 @@ def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: 
                    for d in (weights, model.state_dict()))
     if differ := sorted(k for k in kinds | here if kinds.get(k) != here.get(k)):
         raise ValueError(f'{saved.path} does not fit this model: {len(differ)} tensors differ, for '
-                         f'instance {differ[0]}: {kinds.get(differ[0], "none")} in the file, '
+                         f'instance {short(differ[0])}: {kinds.get(differ[0], "none")} in the file, '
                          f'{here.get(differ[0], "none")} here. Nothing was loaded. Make the '
                          'network and its head as they were when it was saved.')
     return weights
@@ -254,7 +261,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
         shape = (parameters[int(i)].shape if what != 'step' else ()) if known else None
         if tensor.shape != shape or not tensor.is_floating_point():
             wanted = 'is nothing there' if shape is None else f'are floats of {tuple(shape)}'
-            raise ValueError(f'{saved.path} does not fit this model: {key} is {tensor.dtype} '
+            raise ValueError(f'{saved.path} does not fit this model: {short(key)} is {tensor.dtype} '
                              f'{tuple(tensor.shape)}, wanted {wanted}. Nothing was loaded. '
                              'load(..., with_opt=False) takes the weights alone.')
         if what != 'step': # its numbers have to lie in the order of the parameter's
@@ -395,17 +402,22 @@ class _Run:
             recorder, state = recorder_from(saved), random_from(saved.tensors)
             with keep_random_state():
                 set_random_state(state) # a trial
+            before = dict(saved.about['versions'])
+            self.load_callbacks(saved.tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(self.path, f'a part of it is missing or wrong, {error}') from error
         load_into(saved, self.model, self.optimizer, self.description)
         vars(self.recorder).update(vars(recorder))
         set_random_state(state)
+        self.compare_versions(before)
+
+    def load_callbacks(self, tensors: dict[str, torch.Tensor]) -> None:
+        "Give the callbacks back what they had; they are the same as before, in the same order."
         for i, callback in enumerate(self.callbacks):
             if hasattr(callback, 'load_state_dict'):
                 start = f'callback.{i}.'
-                callback.load_state_dict({k.removeprefix(start): t
-                                          for k, t in saved.tensors.items() if k.startswith(start)})
-        self.compare_versions(saved.about.get('versions', {}))
+                callback.load_state_dict({k.removeprefix(start): t for k, t in tensors.items()
+                                          if k.startswith(start)})
 
     def compare_versions(self, before: dict) -> None:
         "Warn if the rest of the training will not be the same to the bit."

@@ -278,6 +278,15 @@ HOSTILE |= {
     'dropout is text': description(head={'hidden': [], 'dropout': 'x'}),
     'another precision': description(precision='int1'),
     'no weights at all': description(),
+    'classes are lists': description(classes=[[1], [2]]),
+    'a class of 1 MB': description(classes=['a' * 1_000_000, 'b']),
+    'names that clear the screen': description(classes=['\x1b[2J', 'b'], arch='\x1b[2J'),
+    'a format that clears the screen': with_about({}, '\x1b[2J' * 9999),
+    'a tensor that clears the screen': header(json.dumps({
+        '__metadata__': {'format': 'finetune_teach 1', 'learns': '[]', 'description': json.dumps(
+            {'arch': 'tiny_resnet', 'classes': ['a', 'b'], 'size': 64, 'mean': [.5] * 3, 'std': [.5] * 3,
+             'head': {'hidden': [], 'dropout': .5}})},
+        'model.\x1b[2J' + 'x' * 100_000: {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}), bytes(4)),
 }
 
 
@@ -302,7 +311,7 @@ def test_hostile_files(what, make_learner, tmp_path, monkeypatch, small_memory):
     for load in (load_learner, learn.load):
         with pytest.raises(ValueError, match='model.safetensors') as error:
             load('model')
-        assert len(str(error.value)) < 1000, 'short enough to read'
+        assert len(str(error.value)) < 1000 and '\x1b' not in str(error.value), 'fit to be read'
     assert same_bits(before, state(learn.model))
     assert not Path('ran').exists() and time.process_time() - start < 10
     assert os.listdir() == ['model.safetensors']
@@ -517,7 +526,7 @@ def test_a_saved_model_is_no_checkpoint(make_learner, tmp_path):
     lambda t, a: t.update({'random.python': torch.zeros(3, dtype=torch.int64)}),
     lambda t, a: t.update({'random.torch': torch.zeros(3, dtype=torch.uint8)}),
     lambda t, a: t.update({'recorder.steps': torch.zeros(2)}),
-    lambda t, a: a.update(calls=7), lambda t, a: a.update(calls=[{}])])
+    lambda t, a: a.update(versions=7), lambda t, a: a.update(calls=7), lambda t, a: a.update(calls=[{}])])
 def test_a_checkpoint_without_a_part_changes_nothing(make_learner, tmp_path, change):
     run(make_learner, tmp_path / 'run', recipe, stop=6)
     rewrite(tmp_path / 'run.safetensors', change)
