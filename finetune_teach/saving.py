@@ -348,7 +348,8 @@ def describe_call(model: nn.Module, dls, epochs: int, schedule: Schedule,
 def check_call(path: Path, number: int, before: dict, now: dict) -> None:
     "A `ValueError` if a call of `fit` is not the one that is in the file."
     if differ := [key for key in now if now[key] != before.get(key)]:
-        how = '; '.join(f'{key} was {before.get(key)}, now it is {now[key]}' for key in differ)
+        how = '; '.join(f'other {key}' if key in ('schedule', 'pictures') else # their checksums
+                        f'{key} was {before.get(key)}, now it is {now[key]}' for key in differ)
         raise ValueError(f'{path} is of another training. In call {number} of fit: {how}. Make the '
                          'same calls as before to go on from it; to begin anew, delete it or name '
                          'another file. Nothing was changed.')

@@ -499,7 +499,7 @@ def test_another_training_is_refused(make_learner, tmp_path, other, told):
 
 def test_other_pictures_are_refused(make_learner, tmp_path):
     run(make_learner, tmp_path / 'run', recipe, stop=6)
-    with pytest.raises(ValueError, match='pictures was'):
+    with pytest.raises(ValueError, match='In call 1 of fit: other pictures'):
         recipe(make_learner(drawn_pets(n_train=4, n_valid=3, size=32, cats_vs_dogs=True),
                             checkpoint=tmp_path / 'run'))
 
