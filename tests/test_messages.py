@@ -803,8 +803,6 @@ def normalised(text, place):
                (r'only [\d.e+]+ GB free', 'only ... GB free'),
                (r'\d+ more\. Nothing', '... more. Nothing'),
                (r'\(torch 1\.0, now .*?\)', '(torch 1.0, now ...)'),
-               (r"pictures was \w+, now it is \w+", 'pictures was ..., now it is ...'),
-               (r'schedule was \w+, now it is \w+', 'schedule was ..., now it is ...'),
                (r'(damaged or cut off): .*; copy it again', r'\1: [...]; copy it again'),
                (r'(neither a function nor a regular expression) \([^\n]*\)$', r'\1 ([...])')]
     for old, new in changes:
