@@ -206,7 +206,7 @@ def unpack(archive: str | Path, folder: str | Path, progress: bool = True) -> No
     "Unpack a tar archive, whose checksum is right; after an interruption, call it again."
     archive, folder = Path(archive), Path(folder)
     if not hasattr(tarfile, 'data_filter'):
-        raise RuntimeError('this Python is too old to unpack archives safely: update it')
+        raise OSError('this Python is too old to unpack archives safely: update it')
     aside = folder / f'{archive.name}.unpacking'
     shutil.rmtree(aside, ignore_errors=True) # of an earlier call
     try:

@@ -142,6 +142,7 @@ class _Trainable(_Freezable):
         if reset_opt:
             self.optimizer.state.clear()
         wd, done = self.wd if wd is None else wd, 0
+        callbacks = [callbacks] if callable(callbacks) else callbacks
         set_weight_decay(self.optimizer, wd)
         if self.checkpoint:
             done = self.checkpoint.begin(
@@ -261,15 +262,17 @@ def vision_learner(dls,                      # `ImageLoaders`
     if 'pretrained' in kwargs:
         raise TypeError("vision_learner has no pretrained=: give weights='DEFAULT', or "
                         'weights=None for random ones.')
+    check_arguments(dls, metrics)
     prepared = preparation(arch, weights)
     if hasattr(dls, 'prepared'):
         dls = dls.prepared(*prepared, device=device or default_device())
-    description = describe(dls, arch, weights, prepared,
-                           (hidden, dropout) if head is None else None, precision)
+    own = head
     with seeded(seed):
         body = create_body(arch, weights)
         n_features, n_classes = body.num_features, len(dls.classes)
-        head = create_head(n_features, n_classes, hidden, dropout) if head is None else head
+        head = create_head(n_features, n_classes, hidden, dropout) if own is None else own
+    description = describe(dls, arch, weights, prepared,
+                           (hidden, dropout) if own is None else None, precision)
     set_precision(body, precision)
     check_head(head, n_features, n_classes)
     check_body(body, next(iter(dls.valid))[0][:2].cpu(), description)
@@ -281,6 +284,16 @@ def vision_learner(dls,                      # `ImageLoaders`
 cnn_learner = vision_learner # its older name, which the lesson uses
 
 # %% ../nbs/06_fine_tuning.ipynb #377629d1
+def check_arguments(dls, metrics) -> None:
+    "A `ValueError` where loaders or metrics are something else."
+    if not all(hasattr(dls, name) for name in ('train', 'valid', 'classes')):
+        raise ValueError(f'dls={short(dls)}: wanted are loaders, as image_folders(...), '
+                         'image_files(...) or drawn_pets() make them.')
+    for metric in [metrics] if callable(metrics) or isinstance(metrics, str) else metrics or []:
+        if not callable(metric):
+            raise ValueError(f'metrics={short(metric)}: wanted are functions of scores N x C and '
+                             'labels N, without quotation marks, such as metrics=accuracy.')
+
 def describe(dls, arch, weights, prepared: Preparation, head: tuple | None,
              precision: str) -> dict:
     "What has to be known to build a learner's model again; None for what cannot be."

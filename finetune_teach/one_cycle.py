@@ -524,7 +524,7 @@ def out_of_memory_text(n: int, device: torch.device, fits: int) -> str:
     if not fits:
         return text + ('Nor do two: take smaller pictures (size=) or a smaller network, or close '
                        'other programs that use this memory.')
-    return text + (f'{fits} were tried, and do: make the loaders with batch_size={fits}. The model '
+    return text + (f'{fits} do: make the loaders with batch_size={fits}. The model '
                    'is as after the last whole step.')
 
 # %% ../nbs/04_one_cycle.ipynb #bd9e4114

@@ -510,6 +510,7 @@ def check_split(labels, is_valid, where):
 # %% ../nbs/00_pictures.ipynb #pictures-073
 def random_split(y, valid_pct, seed):
     "Choose validation pictures, bool N: `valid_pct` of each class, but at least one and not all."
+    check(isinstance(seed, Integral), 'seed', seed, 'a whole number')
     is_valid = torch.zeros(len(y), dtype=torch.bool)
     for k in y.unique():
         places = (y == k).nonzero()[:, 0]
@@ -931,7 +932,8 @@ def label_all(files, label):
                              f'{type(error).__name__}: {error}') from error
     missing = [path for path, name in zip(files, labels) if name is None or name == '']
     if missing:
-        raise ValueError(f'label={label!r} gives no label to {len(missing)} of {len(files)} files: '
+        label = 'the function given' if callable(label) else f'{label!r}'
+        raise ValueError(f'label={label} gives no label to {len(missing)} of {len(files)} files: '
                          f'{few(missing)}. Correct it, or give image_files only the other paths')
     return [str(name) for name in labels]
 

@@ -33,8 +33,11 @@ def create_head(n_features: int,            # F: what the body gives, its `num_f
                 dropout: float = 0.5        # share blanked before last layer; half before others
                ) -> nn.Sequential:          # features N x F to scores N x C
     "A new last part with entirely random weights (the layers of fastai's head, without pooling)."
-    if n_classes < 2:
-        raise ValueError(f'a head needs at least two classes, not {n_classes}.')
+    if not isinstance(n_classes, int) or n_classes < 2:
+        raise ValueError(f'a head needs two classes or more, a whole number, not {n_classes!r}.')
+    if not isinstance(hidden, (tuple, list)) or not all(isinstance(n, int) for n in hidden):
+        raise ValueError(f'hidden={hidden!r}: wanted are the widths of the hidden layers, such as '
+                         '(512,), or () for none.')
     widths, layers = [n_features, *hidden], []
     for n_in, n_out in zip(widths, widths[1:]):
         layers += [nn.BatchNorm1d(n_in), nn.Dropout(dropout / 2),

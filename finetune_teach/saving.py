@@ -102,7 +102,11 @@ def check_header(path: Path) -> None:
     "A `ValueError` if the first eight bytes, the header's length, promise too much."
     size = path.stat().st_size
     with open(path, 'rb') as file:
-        header = int.from_bytes(file.read(8), 'little')
+        start = file.read(8)
+    if start.startswith((b'PK', b'\x80')):
+        raise damaged(path, 'it is a pickle, as torch.save writes them, and reading it might run '
+                      'code')
+    header = int.from_bytes(start, 'little')
     if size < 8 or header > min(size - 8, HEADER_LIMIT):
         raise damaged(path, f'its header would have {header} bytes, the whole file has {size}'
                       if size >= 8 else f'it has {size} bytes')
@@ -243,8 +247,8 @@ def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: 
                    for d in (weights, model.state_dict()))
     if differ := sorted(k for k in kinds | here if kinds.get(k) != here.get(k)):
         raise ValueError(f'{saved.path} does not fit this model: {len(differ)} tensors differ, for '
-                         f'instance {short(differ[0])}: {kinds.get(differ[0], "none")} in the file, '
-                         f'{here.get(differ[0], "none")} here. Nothing was loaded. Make the '
+                         f'instance {short(differ[0])}: '
+                         f'{kinds.get(differ[0], "none")} in the file, {here.get(differ[0], "none")} here. Nothing was loaded. Make the '
                          'network and its head as they were when it was saved.')
     return weights
 
@@ -261,8 +265,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
         shape = (parameters[int(i)].shape if what != 'step' else ()) if known else None
         if tensor.shape != shape or not tensor.is_floating_point():
             wanted = 'is nothing there' if shape is None else f'are floats of {tuple(shape)}'
-            raise ValueError(f'{saved.path} does not fit this model: {short(key)} is {tensor.dtype} '
-                             f'{tuple(tensor.shape)}, wanted {wanted}. Nothing was loaded. '
+            raise ValueError(f'{saved.path} does not fit this model: {short(key)} is '
+                             f'{tensor.dtype} {tuple(tensor.shape)}, wanted {wanted}. Nothing was loaded. '
                              'load(..., with_opt=False) takes the weights alone.')
         if what != 'step': # its numbers have to lie in the order of the parameter's
             tensor = torch.empty_like(parameters[int(i)], dtype=tensor.dtype).copy_(tensor)

@@ -404,6 +404,7 @@ MESSAGES = {
         ('image_folders(..., mean=0.5)', 'mean=0.5', lambda p: image_folders(two_kinds(p), mean=.5)),
         ('image_folders(..., std=(0, 1, 1))', 'std=(0, 1, 1)', lambda p: image_folders(two_kinds(p), std=(0, 1, 1))),
         ('image_folders(..., valid_pct=20)', 'valid_pct=20', lambda p: image_folders(two_kinds(p), valid_pct=20)),
+        ("image_folders(..., seed='a')", "seed='a'", lambda p: image_folders(two_kinds(p), seed='a')),
         ("image_folders(..., on_error='ignore')", "on_error='ignore'",
          lambda p: image_folders(two_kinds(p), on_error='ignore')),
         ("image_folders(..., memory='1 GB')", "memory='1 GB'", lambda p: image_folders(two_kinds(p), memory='1 GB')),
@@ -443,6 +444,8 @@ MESSAGES = {
         ("image_files(..., label=5)", 'label=5', lambda p: image_files(two_kinds(p), 5)),
         ("image_files(..., label='(cat')", "label='(cat'", lambda p: image_files(two_kinds(p), '(cat')),
         ("image_files(..., label='cat|dog')", "label='cat|dog'", lambda p: image_files(two_kinds(p), 'cat|dog')),
+        ('image_files(..., label=...) with a function that gives no name', 'label=the function given',
+         lambda p: image_files(two_kinds(p), lambda path: '')),
         ("image_files(..., label='(cat|dog)') of files with other names", 'PLACE/cat/0.png',
          lambda p: image_files(two_kinds(p), '(cat|dog)')),
         ('image_files(..., label=...) with a function that fails', 'PLACE/cat/0.png',
@@ -515,6 +518,8 @@ MESSAGES = {
     ],
     'random_head': [
         ('create_head(256, n_classes=1)', '1', lambda p: create_head(256, 1)),
+        ('create_head(256, n_classes=2.5)', '2.5', lambda p: create_head(256, 2.5)),
+        ('vision_learner(..., hidden=5)', 'hidden=5', lambda p: learner(hidden=5)),
         ("vision_learner(..., seed='a')", "'a'", lambda p: learner(seed='a')),
         ("not_repeatable('mps')", 'mps', lambda p: '\n'.join(not_repeatable('mps'))),
         ("not_repeatable('cuda')", 'set_seed(0)', lambda p: '\n'.join(not_repeatable('cuda'))),
@@ -645,6 +650,8 @@ MESSAGES = {
         ('learn.fit(1) of a learner loaded without pictures', 'pictures', lambda p: load_learner(
             saved(p), small_network(), device='cpu').fit(1)),
         ('load_learner with a network of your own', 'TinyResNet', lambda p: load_learner(saved(p))),
+        ("vision_learner('photos')", "'photos'", lambda p: vision_learner('photos')),
+        ("vision_learner(..., metrics='accuracy')", "'accuracy'", lambda p: learner(metrics='accuracy')),
         ('load_learner with a head of your own', 'PLACE/a.safetensors',
          lambda p: load_learner(saved(p, head=nn.Linear(8, 12)), small_network())),
         ('load_learner of a file that wants pictures of 10^9 pixels', 'size=1000000000', lambda p: load_learner(
@@ -704,7 +711,7 @@ MESSAGES = {
 
 # Statements that no entry reaches, and why
 NOT_REACHED = {
-    'downloads.py unpack: raise RuntimeError': 'only a Python older than 3.10.12 comes here',
+    "downloads.py unpack: raise OSError('this Python": 'only a Python older than 3.10.12 comes here',
 }
 
 

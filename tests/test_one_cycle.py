@@ -793,7 +793,7 @@ ERRORS = [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB
           RuntimeError('MPS backend out of memory'), RuntimeError('std::bad_alloc')]
 
 @pytest.mark.parametrize('error', ERRORS, ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize('most, told', [(31, '16 were tried, and do: make the loaders with batch_size=16'),
+@pytest.mark.parametrize('most, told', [(31, '16 do: make the loaders with batch_size=16'),
                                         (4, 'batch_size=4'), (1, 'Nor do two: take smaller pictures')])
 def test_too_little_memory_names_a_batch_that_fits(error, most, told):
     x, y = torch.randn(32, 4), torch.randint(3, (32,))
