@@ -87,7 +87,8 @@ class KeepBest:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         "What a checkpoint keeps of it."
-        found = torch.tensor([self.cost, -1 if self.epoch is None else self.epoch]).double()
+        epoch = -1 if self.epoch is None else self.epoch
+        found = torch.tensor([self.cost, epoch], dtype=torch.float64) # all digits of the cost
         return {'best': found, **{f'weights.{k}': t for k, t in (self.weights or {}).items()}}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 import copy
 import hashlib
 import random
+import signal
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,6 +16,8 @@ from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import TinyResNet
 
 matplotlib.use('Agg')
+# programs in the background are often started with Ctrl-C switched off; those that are tested are not
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the batches are tiny: more threads cost more than they bring
 settings.register_profile('repeats', derandomize=True, deadline=None, database=None, max_examples=150,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

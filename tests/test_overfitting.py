@@ -104,6 +104,22 @@ def test_keep_best_that_has_seen_nothing():
         keep.restore(model)
 
 
+def test_keep_best_goes_on_from_a_checkpoint():
+    "Of equal epochs the first is kept, also if a stop lies between them."
+    model, recorder = nn.Linear(1, 1), Recorder([{'valid_loss': 1 / 3}])
+    first, second = KeepBest(), KeepBest()
+    first(model, recorder)
+    second.load_state_dict(first.state_dict())
+    recorder.history.append({'valid_loss': 1 / 3})
+    nn.init.zeros_(model.weight)
+    second(model, recorder)
+    assert second.epoch == first.epoch == 0 and second.cost == first.cost
+    assert second.restore(model).weight.item() == first.weights['weight'].item() != 0
+    fresh = KeepBest()
+    fresh.load_state_dict(KeepBest().state_dict())
+    assert fresh.epoch is None and fresh.weights is None and fresh.cost == math.inf
+
+
 @pytest.mark.parametrize('callback', [KeepBest('acuracy'), EarlyStopping('acuracy')])
 def test_callbacks_name_the_columns_there_are(make_learner, callback):
     with pytest.raises(ValueError, match="'acuracy'.*error_rate.*valid_loss"):
