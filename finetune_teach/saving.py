@@ -246,10 +246,11 @@ def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: 
     kinds, here = ({k: f'{str(t.dtype)[6:]} {tuple(t.shape)}' for k, t in d.items()}
                    for d in (weights, model.state_dict()))
     if differ := sorted(k for k in kinds | here if kinds.get(k) != here.get(k)):
+        there, now = (d.get(differ[0], 'none') for d in (kinds, here))
         raise ValueError(f'{saved.path} does not fit this model: {len(differ)} tensors differ, for '
-                         f'instance {short(differ[0])}: '
-                         f'{kinds.get(differ[0], "none")} in the file, {here.get(differ[0], "none")} here. Nothing was loaded. Make the '
-                         'network and its head as they were when it was saved.')
+                         f'instance {short(differ[0])}: {there} in the file, {now} here. Nothing '
+                         'was loaded. Make the network and its head as they were when it was '
+                         'saved.')
     return weights
 
 # %% ../nbs/05_saving.ipynb #a0392921
