@@ -267,8 +267,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
         if tensor.shape != shape or not tensor.is_floating_point():
             wanted = 'is nothing there' if shape is None else f'are floats of {tuple(shape)}'
             raise ValueError(f'{saved.path} does not fit this model: {short(key)} is '
-                             f'{tensor.dtype} {tuple(tensor.shape)}, wanted {wanted}. Nothing was loaded. '
-                             'load(..., with_opt=False) takes the weights alone.')
+                             f'{tensor.dtype} {tuple(tensor.shape)}, wanted {wanted}. Nothing '
+                             'was loaded. load(..., with_opt=False) takes the weights alone.')
         if what != 'step': # its numbers have to lie in the order of the parameter's
             tensor = torch.empty_like(parameters[int(i)], dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(i), {})[what] = tensor
