@@ -134,7 +134,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]: # tensors,
     try:
         with safetensors.safe_open(path, 'pt') as file:
             about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            # copies: what is only mapped from the file would change with it
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         written = about.pop('format', None)
         if written not in (FORMAT, 'finetune_teach 1'):
             raise ValueError(f'its format is {str(written)[:40]!r}, and this version of '

@@ -667,3 +667,10 @@ def test_killed_while_writing(tmp_path):
         assert tensors['w'].equal(torch.full((200_000,), float(about['n'])))
     write_tensors(tmp_path / 'a.safetensors', {}, {})
     assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+def test_what_was_read_does_not_hang_on_the_file(tmp_path):
+    path = write_tensors(tmp_path / 'a.safetensors', {'w': torch.arange(9.)}, {})
+    weights = read_tensors(path)[0]['w']
+    path.write_bytes(bytes(path.stat().st_size))
+    assert weights.equal(torch.arange(9.))
