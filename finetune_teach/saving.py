@@ -103,11 +103,11 @@ def check_header(path: Path) -> None:
     size = path.stat().st_size
     with open(path, 'rb') as file:
         start = file.read(8)
-    if start.startswith((b'PK', b'\x80')):
-        raise damaged(path, 'it is a pickle, as torch.save writes them, and reading it might run '
-                      'code')
     header = int.from_bytes(start, 'little')
     if size < 8 or header > min(size - 8, HEADER_LIMIT):
+        if start.startswith((b'PK', b'\x80')):
+            raise damaged(path, 'it is a pickle, as torch.save writes them, and reading it might '
+                          'run code')
         raise damaged(path, f'its header would have {header} bytes, the whole file has {size}'
                       if size >= 8 else f'it has {size} bytes')
 

@@ -674,3 +674,13 @@ def test_what_was_read_does_not_hang_on_the_file(tmp_path):
     weights = read_tensors(path)[0]['w']
     path.write_bytes(bytes(path.stat().st_size))
     assert weights.equal(torch.arange(9.))
+
+
+def test_every_length_of_a_header_can_be_read(tmp_path):
+    "Among them those that begin with the byte of a pickle, 0x80, and the letters PK."
+    first = set()
+    for n in range(300):
+        path = write_tensors(tmp_path / 'a.safetensors', {'w': torch.zeros(2)}, {'n': 'x' * n})
+        first.add(path.read_bytes()[0])
+        assert read_tensors(path)[1]['n'] == 'x' * n
+    assert 0x80 in first
