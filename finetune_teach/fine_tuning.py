@@ -148,7 +148,7 @@ class _Trainable(_Freezable):
             done = self.checkpoint.begin(
                 describe_call(self.model, self.dls, n_epoch, schedule, self.seed, wd), callbacks)
             callbacks = [self.checkpoint]
-        if done and self.show:
+        if done and self.show and world().rank == 0:
             print(f'{self.checkpoint.path.name}: {done} of {n_epoch} epochs were done before.')
         if done < n_epoch:
             fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
@@ -239,9 +239,10 @@ class Learner(_Trainable):
 
     def load(self, name: str | os.PathLike, with_opt: bool = True) -> 'Learner':
         "Read what `save` wrote; architecture and classes must be the same."
-        optimizer = self.optimizer if with_opt else None
-        load_into(read_saved(name), self.model, optimizer, self.description)
-        self.optimizer.state.clear() if optimizer is None else None
+        load_into(read_saved(name), self.model, self.optimizer if with_opt else None,
+                  self.description)
+        if not with_opt:
+            self.optimizer.state.clear()
         return self
 
 # %% ../nbs/06_fine_tuning.ipynb #5b36d784
@@ -414,11 +415,11 @@ def check_description(saved: SavedModel) -> dict:
             n in (None, len(values)))
     head = about.get('head')
     good = {
-        'arch': isinstance(about.get('arch'), str),
+        'arch': isinstance(about.get('arch', ''), str), # a learner of plain parts has none
         'classes': are(str, about.get('classes')) and len(about['classes']) > 1,
         'size': isinstance(about.get('size'), int) and 0 < about['size'] <= 4096,
-        'mean': are(float, about.get('mean'), 3),
-        'std': are(float, about.get('std'), 3) and min(about['std']) > 0,
+        'mean': are((int, float), about.get('mean'), 3),
+        'std': are((int, float), about.get('std'), 3) and min(about['std']) > 0,
         'precision': about.get('precision', 'fp32') in PRECISIONS,
         'head': head is None or isinstance(head, dict) and head.keys() == {'hidden', 'dropout'}
         and are(int, head['hidden']) and len(head['hidden']) < len(saved.tensors)
@@ -430,7 +431,7 @@ def check_description(saved: SavedModel) -> dict:
 def build(saved: SavedModel, arch: nn.Module | None, head: nn.Module | None) -> nn.Sequential:
     "The network that a file describes, with random weights."
     about = check_description(saved)
-    body = create_body(about['arch'] if arch is None else arch, None)
+    body = create_body(about.get('arch') if arch is None else arch, None)
     if head is None:
         head = create_head(body.num_features, len(about['classes']), **about['head'])
     return nn.Sequential(set_precision(body, about.get('precision', 'fp32')), head)
@@ -444,13 +445,13 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
     "Build a saved model from its file alone."
     saved = read_saved(name)
     path, about = saved.path, check_description(saved)
-    if head is None and about['head'] is None:
+    if head is None and about.get('head') is None:
         raise ValueError(f'{path} holds a head of your own: build it and pass it as head=.')
     try:
         if arch is None:
-            find_builder(about['arch'])
+            find_builder(about.get('arch'))
     except ValueError as error:
-        raise ValueError(f'{path} holds a network of your own, {short(about["arch"])}: '
+        raise ValueError(f'{path} holds a network of your own, {short(about.get("arch"))}: '
                          'build it and pass it as arch=.') from error
     with torch.device('meta'):
         check_fits(saved, build(saved, arch, head))

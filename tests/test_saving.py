@@ -3,12 +3,12 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -19,13 +19,15 @@ import safetensors.torch
 import torch
 from conftest import same_bits, small_network, state
 from torch import nn
+from torchvision.models import mobilenet_v3_small, resnet18
 
 from finetune_teach import __version__
 from finetune_teach.drawing import draw_pet
-from finetune_teach.fine_tuning import load_learner, vision_learner
+from finetune_teach.fine_tuning import Learner, load_learner, vision_learner
 from finetune_teach.overfitting import EarlyStopping, KeepBest
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import tiny_resnet
+from finetune_teach.pretrained_body import create_body, tiny_resnet
+from finetune_teach.random_head import create_head
 from finetune_teach.saving import (
     HEADER_LIMIT, check_writable, file_name, read_saved, read_tensors, show_versions, versions,
     whole_file, write_tensors)
@@ -145,6 +147,7 @@ except OSError as error:
 assert read_tensors(path)[0]['w'].equal(torch.zeros(100)), 'the old one'
 '''
 
+@pytest.mark.skipif(os.name != 'posix', reason='limits files as POSIX does')
 def test_a_disk_that_is_full(tmp_path):
     done = subprocess.run([sys.executable, '-c', FULL, str(tmp_path / 'a.safetensors')], text=True,
                           capture_output=True)
@@ -293,6 +296,7 @@ HOSTILE |= {
 @pytest.fixture(scope='module')
 def small_memory():
     "A limit for this process: 3 GB more than it has now."
+    import resource # not on Windows
     with open('/proc/self/statm') as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -467,6 +471,27 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(make_learner, tmp_path, 
         assert again[1] == told
         if seed is None and stop == 1:
             assert tries > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [0, None])
+@pytest.mark.parametrize('arch', [tiny_resnet, resnet18, mobilenet_v3_small], ids=lambda f: f.__name__)
+def test_real_networks_and_two_threads(tmp_path, arch, seed):
+    "In the frozen epoch, and in both of the unfrozen ones."
+    dls = drawn_pets(n_train=10, n_valid=6) # 8 batches
+    def make(**options):
+        return vision_learner(dls, arch, weights=None, device='cpu', **{'show': False, **options})
+    torch.set_num_threads(2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # that nothing is pretrained
+            straight, _ = run(make, None, lambda learn: learn.fine_tune(2), seed=seed)
+            for stop in (3, 12, 22):
+                run(make, tmp_path / f'{stop}', lambda learn: learn.fine_tune(2), stop, seed=seed)
+                again, _ = run(make, tmp_path / f'{stop}', lambda learn: learn.fine_tune(2), seed=seed)
+                assert same_bits(everything(straight)[0], everything(again)[0]), stop
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_run_that_is_done_is_not_done_again(make_learner, tmp_path, capsys):
@@ -684,3 +709,16 @@ def test_every_length_of_a_header_can_be_read(tmp_path):
         first.add(path.read_bytes()[0])
         assert read_tensors(path)[1]['n'] == 'x' * n
     assert 0x80 in first
+
+
+def test_a_learner_of_plain_parts(pets, tmp_path):
+    "Its file does not say how the network was built: that has to be given."
+    model = nn.Sequential(create_body(small_network()), create_head(8, 12, ()))
+    learn = Learner(pets, model, device='cpu', show=False)
+    learn.description |= {'mean': [0, 0, 0], 'std': [1, 1, 1]}
+    path = learn.save(tmp_path / 'a')
+    again = load_learner(path, arch=small_network(), head=create_head(8, 12, ()))
+    assert same_bits(state(learn.model), state(again.model))
+    for missing in (dict(arch=small_network()), dict(head=create_head(8, 12, ())), {}):
+        with pytest.raises(ValueError, match='of your own'):
+            load_learner(path, **missing)
