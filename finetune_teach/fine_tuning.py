@@ -30,9 +30,8 @@ from .pretrained_body import (
     Preparation, create_body, find_builder, find_weights, preparation, tiny_resnet)
 from .processes import own_device, world
 from .random_head import check_head, create_head, modes_kept, seeded
-from finetune_teach.saving import (
-    Checkpoint, SavedModel, check_fits, damaged, describe_call, load_into, read_saved, save_model,
-    short)
+from .saving import Checkpoint, describe_call, load_into, read_saved, save_model
+from .saving import SavedModel, check_fits, damaged, short
 
 # %% ../nbs/06_fine_tuning.ipynb #54b1140e
 def default_device() -> str:
@@ -428,9 +427,11 @@ def check_description(saved: SavedModel) -> dict:
         raise damaged(saved.path, f'no model can have {bad[0]}={short(about.get(bad[0]))}')
     return about
 
-def build(saved: SavedModel, arch: nn.Module | None, head: nn.Module | None) -> nn.Sequential:
-    "The network that a file describes, with random weights."
-    about = check_description(saved)
+def build(about: dict,            # as `check_description` returns it
+          arch: nn.Module | None, # the network and the head, where they are one's own
+          head: nn.Module | None
+         ) -> nn.Sequential:
+    "The network that a description is of, with random weights."
     body = create_body(about.get('arch') if arch is None else arch, None)
     if head is None:
         head = create_head(body.num_features, len(about['classes']), **about['head'])
@@ -454,8 +455,8 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
         raise ValueError(f'{path} holds a network of your own, {short(about.get("arch"))}: '
                          'build it and pass it as arch=.') from error
     with torch.device('meta'):
-        check_fits(saved, build(saved, arch, head))
-    learn = Learner(None, build(saved, arch, head), device=device, description=about)
+        check_fits(saved, build(about, arch, head))
+    learn = Learner(None, build(about, arch, head), device=device, description=about)
     load_into(saved, learn.model, learn.optimizer)
     learn.recorder.history = saved.history
     return learn

@@ -210,12 +210,14 @@ def function_name(function: Callable) -> str:
     "Its name; for an object that can be called, that of its class."
     return getattr(function, '__name__', type(function).__name__)
 
+NOT_METRICS = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time'} # in a history row
+
 def metric_names(metrics: Sequence[Callable]) -> list[str]:
     "The metrics' names; one that is taken, by another or by a column, gets a number."
-    names, columns = [], ['phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time']
+    names = []
     for name in map(function_name, metrics):
-        numbered = (f'{name}_{n}' for n in count(2))
-        names.append(next(new for new in chain([name], numbered) if new not in names + columns))
+        numbered, taken = (f'{name}_{n}' for n in count(2)), {*NOT_METRICS, *names}
+        names.append(next(new for new in chain([name], numbered) if new not in taken))
     return names
 
 # %% ../nbs/04_one_cycle.ipynb #96e2651a
@@ -379,7 +381,6 @@ def plot_metrics(recorder: Recorder, ax=None):
         ax.legend()
     return ax
 
-NOT_METRICS = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time'} # in a history row
 
 # %% ../nbs/04_one_cycle.ipynb #b36ce290
 def in_notebook() -> bool:

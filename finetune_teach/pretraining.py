@@ -11,7 +11,6 @@ import copy
 import io
 import json
 import math
-import os
 import time
 import zipfile
 from collections import Counter
@@ -34,6 +33,7 @@ from .one_cycle import one_cycle
 from .pictures import IMAGENET_MEAN, IMAGENET_STD
 from .pretrained_body import TinyResNet, checksum, read_weights
 from .random_head import seeded
+from .saving import whole_file
 
 # %% ../nbs/13_pretraining.ipynb #4cbb54af
 class Photos(NamedTuple):
@@ -242,9 +242,9 @@ def pretrain(data: Photos,                # as `read_tiny_imagenet` returns them
         if cycle_ends: # before the checkpoint: after a stop in between, both are made again
             save_weights(average.module, folder / f'epoch_{epoch + 1}.safetensors', data, recipe,
                          rows)
-        torch.save({name: part.state_dict() for name, part in parts.items()}
-                   | {'rows': rows, 'recipe': about, 'classes': data.classes}, f'{file}.part')
-        os.replace(f'{file}.part', file)
+        with whole_file(file) as aside:
+            torch.save({name: part.state_dict() for name, part in parts.items()}
+                       | {'rows': rows, 'recipe': about, 'classes': data.classes}, aside)
     return average.module, rows
 
 # %% ../nbs/13_pretraining.ipynb #033991b6
@@ -285,9 +285,8 @@ def save_weights(model: nn.Module, path: str | Path, data: Photos, recipe: Recip
              'licence': 'Weights: Apache 2.0. The photos they were made from are ImageNet\'s, '
                         'which are for non-commercial research and education.'}
     about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
-    aside = Path(f'{path}.part')
-    aside.write_bytes(safetensors.torch.save(tensors, about | {'checksum': checksum(tensors)}))
-    os.replace(aside, path)
+    with whole_file(path) as aside:
+        aside.write_bytes(safetensors.torch.save(tensors, about | {'checksum': checksum(tensors)}))
     path.with_suffix('.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 # %% ../nbs/13_pretraining.ipynb #8685f9c8

@@ -33,9 +33,9 @@ def create_head(n_features: int,            # F: what the body gives, its `num_f
                 dropout: float = 0.5        # share blanked before last layer; half before others
                ) -> nn.Sequential:          # features N x F to scores N x C
     "A new last part with entirely random weights (the layers of fastai's head, without pooling)."
-    if not isinstance(n_classes, int) or n_classes < 2:
+    if not isinstance(n_classes, Integral) or n_classes < 2:
         raise ValueError(f'a head needs two classes or more, a whole number, not {n_classes!r}.')
-    if not isinstance(hidden, (tuple, list)) or not all(isinstance(n, int) for n in hidden):
+    if not isinstance(hidden, (tuple, list)) or not all(isinstance(n, Integral) for n in hidden):
         raise ValueError(f'hidden={hidden!r}: wanted are the widths of the hidden layers, such as '
                          '(512,), or () for none.')
     widths, layers = [n_features, *hidden], []
