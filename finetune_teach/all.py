@@ -6,23 +6,4 @@
 __all__ = []
 
 # %% ../nbs/index.ipynb #60bd916e
-from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
-
-from .drawing import *
-from .downloads import *
-from .pictures import *
-from .widgets import *
-from .processes import *
-from .pretrained_body import *
-from .random_head import *
-from .freezing import *
-from .one_cycle import *
-from .lr_finder import *
-from .saving import *
-from .fine_tuning import *
-from .overfitting import *
-from .what_it_learned import *
-from .claims import *
-from .pretraining import *
-
-__all__ = [name for name in dir() if not name.startswith('_')] # for `import *` of this module
+pass
