@@ -6,4 +6,34 @@
 __all__ = []
 
 # %% ../nbs/index.ipynb #60bd916e
-pass
+from torchvision.models import resnet18, resnet34, resnet50
+
+from .drawing import draw_pet
+from .engine.random_state import seeded, set_seed
+from .engine.tiny_resnet import tiny_resnet
+from .engine.history import Recorder, plot_schedule
+from .engine.versions import show_versions
+from .pictures import (
+    denormalise, drawn_pets, image_files, image_folders, load_picture, oxford_pets, show_pictures)
+from .pretrained_body import (
+    centroid_accuracy, create_body, get_features, linear_probe)
+from .random_head import create_head
+from .freezing import freeze, freeze_to, group_distances, layer_groups, unfreeze
+from .training_loop import (
+    accuracy, constant, error_rate, fit, get_logits, validate)
+from .one_cycle import one_cycle, plot_fine_tune_schedule, spread_lrs
+from .lr_finder import (
+    lr_find, suggest_minimum, suggest_steep, suggest_valley)
+from .fine_tuning import Learner, fine_tune, fit_one_cycle
+from finetune_teach.overfitting import (
+    EarlyStopping, KeepBest, best_epoch, calibration, plot_calibration, plot_loss_and_metric,
+    top_mistakes)
+from .what_it_learned import (
+    activations, evidence_map, exciting_patches, plot_activations, plot_filters, plot_patches)
+from .tools.explore_freezing import explore_freezing
+from .tools.explore_one_cycle import explore_one_cycle
+from .tools.explore_overfitting import explore_overfitting
+from .tools.learners import cnn_learner, load_learner, vision_learner
+from .tools.lr_picker import pick_lr
+
+__all__ = [name for name in dir() if not name.startswith('_')] # listed by hand: the imports above
