@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from finetune_teach.fine_tuning import set_precision, vision_learner
-from finetune_teach.freezing import Loaders
+from finetune_teach.engine.features import Loaders
 from finetune_teach.pictures import drawn_pets, image_folders
+from finetune_teach.tools.learners import vision_learner
 
 
 class Plain:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from compare import BATCH_SIZE, NETWORKS
-from finetune_teach.fine_tuning import set_precision
 from finetune_teach.pretrained_body import create_body
 
 WAYS = {'usual order': (torch.contiguous_format, 'fp32'), 'channels-last': (torch.channels_last, 'fp32'),

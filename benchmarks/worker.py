@@ -245,9 +245,9 @@ class BareLearner:
         self.model.eval()
         total = wrong = 0
         for x, y in self.valid:
-            scores = self.model(x)
-            total += F.cross_entropy(scores, y, reduction='sum').item()
-            wrong += (scores.argmax(1) != y).sum().item()
+            logits = self.model(x)
+            total += F.cross_entropy(logits, y, reduction='sum').item()
+            wrong += (logits.argmax(1) != y).sum().item()
         return total, wrong
 
     def fit(self, epochs):

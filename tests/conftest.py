@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from finetune_teach.fine_tuning import vision_learner
+from finetune_teach.engine.tiny_resnet import TinyResNet
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import TinyResNet
+from finetune_teach.tools.learners import vision_learner
 
 matplotlib.use('Agg')
 # programs in the background are often started with Ctrl-C switched off; those that are tested are not

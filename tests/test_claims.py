@@ -5,7 +5,8 @@ import pytest
 
 import finetune_teach.__main__ as command
 from finetune_teach import claims
-from finetune_teach.claims import CLAIMS, CLAIMS_FILE, Claim, Measured, check_claims, claims_table, read_claims
+from finetune_teach.tools.claims import (
+    CLAIMS, CLAIMS_FILE, Claim, Measured, check_claims, claims_table, read_claims)
 
 SAVED = read_claims()
 

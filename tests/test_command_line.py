@@ -15,11 +15,12 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from finetune_teach import one_cycle, saving
-from finetune_teach.__main__ import INSTALL, main, notebooks_folder
 from finetune_teach.drawing import draw_pet
-from finetune_teach.fine_tuning import load_learner, vision_learner
+from finetune_teach.engine.saving import read_saved
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.saving import read_saved
+from finetune_teach.tools.command_line import main
+from finetune_teach.tools.course_writer import INSTALL, notebooks_folder
+from finetune_teach.tools.learners import load_learner, vision_learner
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from conftest import publish, same_bits, small_network, state
 from finetune_teach import downloads as D
 from finetune_teach import pictures as P
 from finetune_teach.downloads import download, has_checksum, unpack
-from finetune_teach.pretrained_body import create_body, fetch_weights, load_network, only_weights
+from finetune_teach.engine.weights import fetch_weights, load_network, only_weights
+from finetune_teach.pretrained_body import create_body
 
 ROOT = Path(__file__).parent.parent
 CONTENT = hashlib.shake_256(b'weights').digest(300_000)
@@ -340,7 +341,7 @@ def test_the_file_changes_between_two_tries(web, path, waits):
     assert get(server, path).read_bytes() == CONTENT and server.starts == [0, 100_000, 0]
 
 
-# Answers that are none
+# PredictedLabels that are none
 
 @pytest.mark.parametrize('status', [408, 429, 500, 502, 503, 504])
 def test_a_busy_server_is_asked_again(web, path, waits, status):
@@ -489,7 +490,6 @@ def test_another_file_is_neither_used_nor_deleted(web, path, content):
 
 SCRIPT = '''
 import sys
-from finetune_teach.downloads import download
 try:
     download(sys.argv[1], sys.argv[2], sys.argv[3], progress=False, pause=0.05)
 except KeyboardInterrupt:

@@ -16,13 +16,17 @@ from torch import nn
 from torchvision import models
 
 from conftest import changed, publish, same_bits, small_network, state
-from finetune_teach.fine_tuning import (
-    Learner, cnn_learner, has_bf16, load_learner, set_precision, vision_learner)
+from finetune_teach.engine.history import Recorder
+from finetune_teach.engine.precision import has_bf16
+from finetune_teach.engine.tiny_resnet import tiny_resnet
+from finetune_teach.fine_tuning import Learner
 from finetune_teach.freezing import freeze, unfreeze
-from finetune_teach.one_cycle import Recorder, accuracy, create_optimizer, error_rate, fit, one_cycle
+from finetune_teach.one_cycle import one_cycle
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import create_body, tiny_resnet
+from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
+from finetune_teach.tools.learners import cnn_learner, load_learner, vision_learner
+from finetune_teach.training_loop import accuracy, create_optimizer, error_rate, fit
 
 # The lesson
 
@@ -319,11 +323,11 @@ def test_bad_numbers_are_said_before_any_training(make_learner, call):
 
 def test_ctrl_c_in_the_middle_of_fine_tune(make_learner, pets):
     calls = []
-    def stop(scores, targets):
+    def stop(logits, targets):
         calls.append(len(calls))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return error_rate(scores, targets)
+        return error_rate(logits, targets)
     learn = make_learner(metrics=stop)
     with pytest.raises(KeyboardInterrupt):
         learn.fine_tune(3)  # in its second unfrozen epoch
@@ -576,7 +580,7 @@ def other_head_width(tmp_path, make_learner):
 def other_head_depth(tmp_path, make_learner):
     return saved_by(tmp_path, make_learner, hidden=())
 
-def damaged(tmp_path, make_learner):
+def damaged_file(tmp_path, make_learner):
     path = saved_by(tmp_path, make_learner)
     path.write_bytes(b'\xff' * 64 + path.read_bytes()[64:])
     return path

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import WithoutPlans, changed, same_bits, small_network, state
-from finetune_teach.freezing import (
-    FeatureLoader, KnownFeatures, Loaders, StepCost, blocks, explore_freezing, freeze, freeze_to,
-    kept_for_backward, layer_groups, plot_freezing, reuse_frozen, step_cost, unfreeze)
-from finetune_teach.one_cycle import constant, create_optimizer, fit, validate
-from finetune_teach.pretrained_body import create_body
+from finetune_teach.engine.features import FeatureLoader, Loaders, cache_features
+from finetune_teach.freezing import blocks, freeze, freeze_to, layer_groups, unfreeze
 from finetune_teach.pictures import drawn_pets
+from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
+from finetune_teach.tools.explore_freezing import (
+    StepCost, activation_memory, explore_freezing, plot_freezing, step_cost)
+from finetune_teach.training_loop import constant, create_optimizer, fit, validate
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def all_features(loader):
 
 def test_features_equal_the_plain_way(model, pets):
     freeze(model).eval()
-    head, loaders = reuse_frozen(model, pets)
+    head, loaders = cache_features(model, pets)
     assert head is model[1]
     for plain, reused in [(pets.train, loaders.train), (pets.valid, loaders.valid)]:
         assert len(plain) == len(reused)
@@ -265,7 +266,7 @@ def test_each_picture_and_mirror_image_passes_the_body_once(model, pets, monkeyp
     monkeypatch.setattr(KnownFeatures, 'learn',
                         lambda kept, body, loader, variants: (passed.append(variants), learn(kept, body, loader, variants)))
     pets = unknown(pets)
-    _, loaders = reuse_frozen(freeze(model), pets)
+    _, loaders = cache_features(freeze(model), pets)
     all_features(loaders.valid)
     all_features(loaders.valid)
     assert sorted(torch.cat(passed).tolist()) == list(range(0, 2 * len(pets.valid.labels), 2))
@@ -274,8 +275,8 @@ def test_each_picture_and_mirror_image_passes_the_body_once(model, pets, monkeyp
     assert len(torch.cat(passed)) == len(pets.train.labels), 'in the first epoch no more than is asked for'
     for _ in range(25):
         all_features(loaders.train)
-    all_features(reuse_frozen(model, pets)[1].train)  # also for the next training
-    all_features(reuse_frozen(copy.deepcopy(model), pets)[1].train)  # and for a copy
+    all_features(cache_features(model, pets)[1].train)  # also for the next training
+    all_features(cache_features(copy.deepcopy(model), pets)[1].train)  # and for a copy
     assert sorted(torch.cat(passed).tolist()) == list(range(2 * len(pets.train.labels)))
 
 
@@ -283,7 +284,7 @@ def test_each_picture_and_mirror_image_passes_the_body_once(model, pets, monkeyp
 def test_features_are_the_same_to_the_bit_whatever_was_asked_before(model, pets, layout):
     freeze(model).to(memory_format=layout)
     def features(first_seeds):
-        loader = reuse_frozen(model, unknown(pets))[1].train
+        loader = cache_features(model, unknown(pets))[1].train
         for seed in [*first_seeds, 1]:
             torch.manual_seed(seed)
             x, _ = all_features(loader)
@@ -294,10 +295,10 @@ def test_features_are_the_same_to_the_bit_whatever_was_asked_before(model, pets,
 def test_the_body_has_always_as_many_pictures(model, pets):
     counts = set()
     freeze(model)[0].register_forward_hook(lambda m, inputs, output: counts.add(len(inputs[0])))
-    _, loaders = reuse_frozen(model, unknown(pets))
+    _, loaders = cache_features(model, unknown(pets))
     for _ in range(5):
         all_features(loaders.train), all_features(loaders.valid)
-    assert counts == {1, 16}, 'one for the fingerprint'
+    assert counts == {1, 16}, 'one for the cache_key'
 
 
 def weight(model): model[0].layer4[0].conv2.weight.data[0, 0, 0, 0] += 1e-6
@@ -309,18 +310,18 @@ def layer(model): model[0].avgpool = nn.AdaptiveMaxPool2d(1)
 @pytest.mark.parametrize('change', [weight, statistics, hook, layer])
 def test_a_changed_body_is_noticed(model, pets, change):
     freeze(model)
-    before, y = all_features(reuse_frozen(model, pets)[1].valid)
+    before, y = all_features(cache_features(model, pets)[1].valid)
     change(model)
-    after, _ = all_features(reuse_frozen(model, pets)[1].valid)
+    after, _ = all_features(cache_features(model, pets)[1].valid)
     assert not torch.equal(before, after)
-    assert torch.equal(after, all_features(reuse_frozen(model, unknown(pets))[1].valid)[0])
+    assert torch.equal(after, all_features(cache_features(model, unknown(pets))[1].valid)[0])
 
 
 def test_features_of_a_body_that_learns_are_forgotten(model, pets):
     pets = unknown(pets)
-    all_features(reuse_frozen(freeze(model), pets)[1].train)
+    all_features(cache_features(freeze(model), pets)[1].train)
     assert pets.train.known_features.known.any()
-    reuse_frozen(unfreeze(model), pets)
+    cache_features(unfreeze(model), pets)
     assert not hasattr(pets.train, 'known_features')
 
 
@@ -351,18 +352,18 @@ def test_with_random_crops_nothing_is_kept(model):
 
 @pytest.mark.parametrize('n', [0, 1])
 def test_a_body_that_learns_is_not_reused(model, pets, n):
-    assert reuse_frozen(freeze_to(model, n), pets) == (model, pets)
+    assert cache_features(freeze_to(model, n), pets) == (model, pets)
 
 
 def test_norm_layers_that_learn_are_not_reused(model, pets):
-    assert reuse_frozen(freeze(model, train_bn=True), pets) == (model, pets)
+    assert cache_features(freeze(model, train_bn=True), pets) == (model, pets)
 
 
 def test_other_models_and_loaders_stay_as_they_are(model, pets):
     lists = Loaders(list(pets.train), list(pets.valid))
-    assert reuse_frozen(freeze(model), lists) == (model, lists)
+    assert cache_features(freeze(model), lists) == (model, lists)
     three = freeze(nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Linear(8, 12)))
-    assert reuse_frozen(three, pets) == (three, pets)
+    assert cache_features(three, pets) == (three, pets)
 
 
 def test_frozen_by_hand_is_reused_as_in_evaluation(model, pets):
@@ -370,7 +371,7 @@ def test_frozen_by_hand_is_reused_as_in_evaluation(model, pets):
     model[0].requires_grad_(False)
     model.train()
     before = state(model[0])
-    head, loaders = reuse_frozen(model, pets)
+    head, loaders = cache_features(model, pets)
     assert validate(head, loaders.valid) == pytest.approx(validate(model, pets.valid), abs=1e-5)
     model.train()
     all_features(loaders.train)
@@ -383,8 +384,8 @@ def test_memory_kept_for_the_backward_pass():
     "By hand: four-byte numbers, five pictures."
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3))
     x = torch.randn(5, 4)
-    assert kept_for_backward(model, x) == 4 * 5 * (4 + 8), 'the inputs of both layers'
-    assert kept_for_backward(freeze(model), x) == 4 * 5 * 8, 'that of the last one'
+    assert activation_memory(model, x) == 4 * 5 * (4 + 8), 'the inputs of both layers'
+    assert activation_memory(freeze(model), x) == 4 * 5 * 8, 'that of the last one'
 
 
 def test_costs_of_a_step(pets):
@@ -428,8 +429,8 @@ def repainted(loader): loader.pictures[1:] = 255 - loader.pictures[1:]  # all bu
 @pytest.mark.parametrize('change', [replaced, repainted])
 def test_changed_pictures_are_noticed(model, change):
     dls = drawn_pets(n_train=2, n_valid=2, size=32)
-    before, _ = all_features(reuse_frozen(freeze(model), dls)[1].valid)
+    before, _ = all_features(cache_features(freeze(model), dls)[1].valid)
     change(dls.valid)
-    after, _ = all_features(reuse_frozen(model, dls)[1].valid)
+    after, _ = all_features(cache_features(model, dls)[1].valid)
     assert not torch.equal(before, after)
-    assert torch.equal(after, all_features(reuse_frozen(model, unknown(dls))[1].valid)[0])
+    assert torch.equal(after, all_features(cache_features(model, unknown(dls))[1].valid)[0])

@@ -12,13 +12,17 @@ from torch import nn
 
 from conftest import (
     WithoutPlans, assert_unchanged, everything, same_bits, small_network, state)
-from finetune_teach.freezing import Loaders, freeze_to
+from finetune_teach.engine.features import Loaders
+from finetune_teach.engine.history import smooth
+from finetune_teach.engine.random_state import seeded, with_own_random_state
+from finetune_teach.freezing import freeze_to
 from finetune_teach.lr_finder import (
-    LRFinder, LRPicker, Trials, lr_find, pick_lr, plot_previews, rate_text, set_aside,
-    suggest_minimum, suggest_steep, suggest_valley)
-from finetune_teach.one_cycle import constant, create_optimizer, fit, one_cycle, smooth
+    LRFinder, lr_find, rate_text, suggest_minimum, suggest_steep, suggest_valley)
+from finetune_teach.one_cycle import one_cycle
 from finetune_teach.pretrained_body import create_body
-from finetune_teach.random_head import create_head, seeded
+from finetune_teach.random_head import create_head
+from finetune_teach.tools.lr_picker import LRPicker, PreviewTrainer, pick_lr, plot_previews
+from finetune_teach.training_loop import constant, create_optimizer, fit
 
 LRS = [10 ** (-6 + i / 4) for i in range(24)]  # 1e-6, 1.78e-6, ... 0.56
 
@@ -126,9 +130,9 @@ def test_each_rate_is_applied_to_all_groups(toy, batches):
 
 def test_it_stops_when_the_loss_explodes(toy, batches):
     "At the first smoothed loss above four times the lowest one."
-    def growing(scores, targets):
+    def growing(logits, targets):
         growing.loss += 0.2
-        return growing.loss + 0 * scores.sum()
+        return growing.loss + 0 * logits.sum()
     growing.loss = 1.0
     finder = lr_find(toy, batches, loss_func=growing)
     expected = smooth([1.2 + 0.2 * i for i in range(100)])
@@ -139,9 +143,9 @@ def test_it_stops_when_the_loss_explodes(toy, batches):
 
 
 def test_it_stops_at_a_loss_that_is_no_number(toy, batches):
-    def breaks(scores, targets):
+    def breaks(logits, targets):
         breaks.calls += 1
-        return F.cross_entropy(scores, targets) * (float('nan') if breaks.calls > 20 else 1)
+        return F.cross_entropy(logits, targets) * (float('nan') if breaks.calls > 20 else 1)
     breaks.calls = 0
     finder = lr_find(toy, batches, loss_func=breaks)
     assert len(finder.lrs) == len(finder.losses) == 20 and all(map(math.isfinite, finder.losses))
@@ -171,7 +175,7 @@ def test_nothing_to_find_in(toy, batches):
 
 def test_a_loss_that_never_was_a_number(toy, batches):
     with pytest.raises(ValueError, match='number'):
-        lr_find(toy, batches, loss_func=lambda scores, targets: scores.sum() * float('nan'))
+        lr_find(toy, batches, loss_func=lambda logits, targets: logits.sum() * float('nan'))
 
 
 # It changes nothing
@@ -187,12 +191,12 @@ class Raises:
     def __init__(self, error):
         self.error, self.calls = error, 0
 
-    def __call__(self, scores, targets):
+    def __call__(self, logits, targets):
         self.calls += 1
         random.random(), np.random.rand(), torch.rand(1)
         if self.calls == 10 and self.error:
             raise self.error
-        return F.cross_entropy(scores, targets)
+        return F.cross_entropy(logits, targets)
 
 
 @pytest.mark.parametrize('first_group', [-1, 1, 0], ids=['frozen', 'partly', 'unfrozen'])
@@ -334,7 +338,7 @@ def test_steps_set_aside_do_not_disturb_and_are_not_disturbed():
     with seeded(1):
         wanted = list(draws(4))
     with seeded(1):
-        aside, mine = set_aside(draws(4)), []
+        aside, mine = with_own_random_state(draws(4)), []
         got = []
         for value in aside:
             got.append(value)
@@ -350,7 +354,7 @@ def test_unfinished_steps_leave_the_generators_alone(end):
         with seeded(5):
             yield random.random()
             raise RuntimeError
-    aside = set_aside(steps())
+    aside = with_own_random_state(steps())
     next(aside)
     random.random()
     state = random.getstate()
@@ -362,8 +366,8 @@ def test_unfinished_steps_leave_the_generators_alone(end):
     assert random.getstate() == state
 
 
-def preview(trials, lr):
-    *_, last = trials.train(lr)
+def preview(trainer, lr):
+    *_, last = trainer.train(lr)
     return last
 
 
@@ -387,8 +391,8 @@ def test_a_preview_is_what_training_gives(make_learner, rate, first_group):
 
 def test_previews_of_a_model_with_loaders(pets):
     model = picture_model(-1)
-    trials = Trials(model, pets, seed=2, epochs=1)
-    shown = preview(trials, 1e-2)
+    trainer = PreviewTrainer(model, pets, seed=2, epochs=1)
+    shown = preview(trainer, 1e-2)
     recorder = fit(model, pets, 1, one_cycle(len(pets.train), 1e-2), seed=2, show=False)
     assert shown.recorder.losses == pytest.approx(recorder.losses, rel=1e-4)
 
@@ -396,25 +400,25 @@ def test_previews_of_a_model_with_loaders(pets):
 def test_previews_start_where_the_model_was_even_if_it_goes_on_to_learn(make_learner):
     learn = make_learner()
     picker = pick_lr(learn, num_it=12, epochs=1)
-    first, before = picker.preview(1e-2), picker.trials.before
+    first, before = picker.preview(1e-2), picker.trainer.before
     learn.fine_tune(1)
-    assert picker.preview(1e-2).recorder.losses == first.recorder.losses and picker.trials.before == before
+    assert picker.preview(1e-2).recorder.losses == first.recorder.losses and picker.trainer.before == before
 
 
 def test_a_rate_that_explodes_is_shown_as_far_as_it_came(make_learner):
     picker = pick_lr(make_learner(), num_it=12)
     shown = picker.preview(1e30)
-    assert 'no longer a finite number' in shown.problem and len(shown.recorder.losses) < picker.trials.steps
+    assert 'no longer a finite number' in shown.problem and len(shown.recorder.losses) < picker.trainer.steps
     assert 'no longer a finite number' in picker.status.value and picker.error.value == ''
-    labels = [t.get_text() for t in plot_previews([shown], picker.trials.before)[0].figure.legends[0].get_texts()]
+    labels = [t.get_text() for t in plot_previews([shown], picker.trainer.before)[0].figure.legends[0].get_texts()]
     assert labels == ['1e+30 (broke off)'] or labels == ['1e30 (broke off)']
 
 
 def test_an_error_in_a_metric_is_an_error_and_not_a_rate_that_broke_off(make_learner):
     picker = pick_lr(make_learner(), num_it=12, epochs=1)
-    def fails(scores, targets):
+    def fails(logits, targets):
         raise ValueError('wrong labels')
-    picker.trials.metrics = [fails]
+    picker.trainer.metrics = [fails]
     with pytest.raises(ValueError, match='wrong labels'):
         picker.preview(1e-2)
     picker.take(3e-3)  # as with the slider
@@ -436,14 +440,14 @@ def test_four_previews_stay_the_oldest_goes(make_learner):
 
 def test_quick_previews_only_of_features_that_are_kept(make_learner):
     learn = make_learner()
-    assert pick_lr(learn, num_it=12).trials.quick
+    assert pick_lr(learn, num_it=12).trainer.quick
     learn.unfreeze()
     unfrozen = pick_lr(learn, num_it=12)
-    assert not unfrozen.trials.quick and unfrozen.previews == [], 'it waits for the button'
-    assert not pick_lr(make_learner(train_bn=True), num_it=12).trials.quick
+    assert not unfrozen.trainer.quick and unfrozen.previews == [], 'it waits for the button'
+    assert not pick_lr(make_learner(train_bn=True), num_it=12).trainer.quick
     cropped = make_learner()
     cropped.dls.train.min_scale = 0.5
-    assert not pick_lr(cropped, num_it=12).trials.quick
+    assert not pick_lr(cropped, num_it=12).trainer.quick
 
 
 @pytest.mark.parametrize('end', ['stop', 'another'])
@@ -464,7 +468,7 @@ def test_a_copy_in_the_background_can_be_stopped(make_learner, end):
         picker.stop()
         await asyncio.sleep(0.1)
     asyncio.run(kernel())
-    assert picker.previews[0].problem == 'stopped.' and 0 < len(picker.previews[0].recorder.losses) < picker.trials.steps
+    assert picker.previews[0].problem == 'stopped.' and 0 < len(picker.previews[0].recorder.losses) < picker.trainer.steps
     assert 'stopped' in picker.status.value and picker.error.value == ''
 
 
@@ -472,9 +476,9 @@ def test_an_error_in_the_background_is_shown(make_learner):
     learn = make_learner()
     learn.unfreeze()
     picker = pick_lr(learn, num_it=12, epochs=1)
-    def fails(scores, targets):
+    def fails(logits, targets):
         raise RuntimeError('no memory left')
-    picker.trials.loss_func = fails
+    picker.trainer.loss_func = fails
     async def kernel():
         picker.button.click()
         await asyncio.sleep(0.3)

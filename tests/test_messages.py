@@ -41,20 +41,25 @@ from finetune_teach import __main__ as command_line
 from finetune_teach import pictures, pretraining, processes, saving
 from finetune_teach.downloads import download, unpack
 from finetune_teach.drawing import draw_pet
-from finetune_teach.fine_tuning import cnn_learner, load_learner, vision_learner
+from finetune_teach.engine.random_state import not_repeatable
+from finetune_teach.engine.saving import read_saved, read_tensors, write_tensors
+from finetune_teach.engine.tiny_resnet import read_weights
 from finetune_teach.freezing import freeze_to, group_distances
-from finetune_teach.lr_finder import lr_find, pick_lr, suggest_valley
-from finetune_teach.one_cycle import constant, create_optimizer, explore_one_cycle, fit, spread_lrs
+from finetune_teach.lr_finder import lr_find, suggest_valley
+from finetune_teach.one_cycle import spread_lrs
 from finetune_teach.overfitting import (
-    EarlyStopping, KeepBest, best_epoch, calibration, explore_overfitting, top_mistakes)
+    EarlyStopping, KeepBest, best_epoch, calibration, top_mistakes)
 from finetune_teach.pictures import (
     ImageLoader, drawn_pets, image_files, image_folders, load_picture, oxford_pets)
 from finetune_teach.pretrained_body import (
-    centroid_accuracy, create_body, get_features, linear_probe, read_weights)
-from finetune_teach.random_head import create_head, not_repeatable
-from finetune_teach.saving import read_saved, read_tensors, write_tensors
-from finetune_teach.what_it_learned import (
-    activations, evidence_map, plot_filters, receptive_field)
+    centroid_accuracy, create_body, get_features, linear_probe)
+from finetune_teach.random_head import create_head
+from finetune_teach.tools.explore_one_cycle import explore_one_cycle
+from finetune_teach.tools.explore_overfitting import explore_overfitting
+from finetune_teach.tools.learners import cnn_learner, load_learner, vision_learner
+from finetune_teach.tools.lr_picker import pick_lr
+from finetune_teach.training_loop import constant, create_optimizer, fit
+from finetune_teach.what_it_learned import activations, evidence_map, plot_filters, receptive_field
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='errors of the system read as on Linux')
 
@@ -139,14 +144,14 @@ def in_order(place):
     return learner(dls)
 
 def with_loss(learn, change):
-    learn.loss_func = lambda scores, y: change(F.cross_entropy(scores, y))
+    learn.loss_func = lambda logits, y: change(F.cross_entropy(logits, y))
     learn.fit(1, 1e-3)
 
 def no_gradient(loss):
     loss.register_hook(lambda gradient: gradient * float('nan'))
     return loss
 
-def failing_metric(scores, targets):
+def failing_metric(logits, targets):
     return 1 / 0
 
 def saved(place, **options):
@@ -438,7 +443,7 @@ MESSAGES = {
          lambda p: [
             dls := image_folders(broken(two_kinds(p)), memory=0), [*dls.train, *dls.valid]]),
         ('vision_learner wants another size, and a picture was deleted', 'PLACE/cat/2.png', lambda p: [
-            dls := image_folders(two_kinds(p)), (p / 'cat/2.png').unlink(), dls.prepared(size=32)]),
+            dls := image_folders(two_kinds(p)), (p / 'cat/2.png').unlink(), dls.with_preprocessing(size=32)]),
         ('a billion pictures of 1000 pixels', '3e+06 GB', lambda p: pictures.PictureFile(10**9, 1000)),
         ('a disk that fills up while pictures are decoded', 'TEMPORARY', disk_that_fills_up),
         ("image_files(..., label=5)", 'label=5', lambda p: image_files(two_kinds(p), 5)),
@@ -662,8 +667,8 @@ MESSAGES = {
         ('best_epoch(learn.recorder) before training', 'valid_loss', lambda p: best_epoch(learner().recorder)),
         ('best_epoch of losses that are no numbers', 'valid_loss', lambda p: best_epoch(without_number(p))),
         ('KeepBest().restore(model) before training', 'valid_loss', lambda p: KeepBest().restore(network())),
-        ('calibration of one column of scores', '(4, 1)', lambda p: calibration(torch.ones(4, 1), torch.zeros(4))),
-        ('top_mistakes of scores that are no numbers', 'scores',
+        ('calibration of one column of logits', '(4, 1)', lambda p: calibration(torch.ones(4, 1), torch.zeros(4))),
+        ('top_mistakes of logits that are no numbers', 'logits',
          lambda p: top_mistakes(torch.full((4, 2), float('nan')), torch.zeros(4))),
         ('calibration(..., bins=0)', 'bins=0', lambda p: calibration(torch.ones(4, 2), torch.zeros(4), 0)),
         ('explore_overfitting before training', 'train', lambda p: explore_overfitting(learner())),

@@ -17,14 +17,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import changed, same_bits, small_network, state
+from finetune_teach.engine.guards import NotFinite
+from finetune_teach.engine.history import Recorder, plot_schedule, predicted_labels, smooth
+from finetune_teach.engine.metrics import NOT_METRICS
 from finetune_teach.freezing import freeze, freeze_to, layer_groups, unfreeze
-from finetune_teach.one_cycle import (
-    NOT_METRICS, NotFinite, Recorder, accuracy, constant, cosine, create_optimizer, error_rate,
-    explore_one_cycle, fine_tune_schedule, fit, fit_steps, get_answers, one_cycle, plot_schedule,
-    set_rates, set_weight_decay, smooth, spread_lrs, validate)
+from finetune_teach.one_cycle import cosine, fine_tune_schedule, one_cycle, spread_lrs
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
+from finetune_teach.tools.explore_one_cycle import explore_one_cycle
+from finetune_teach.training_loop import (
+    accuracy, constant, create_optimizer, error_rate, fit, fit_steps, set_rates, set_weight_decay,
+    validate)
 
 Batches = namedtuple('Batches', 'train valid')  # any loaders will do, lists of (x, y) too
 
@@ -199,7 +203,7 @@ def test_two_steps_equal_adamw_by_hand():
     dls = Batches([first, second], [first])
     lrs, moms, wd = [0.1, 0.2], [0.95, 0.85], 0.5
     fit(model, dls, 1, ([(lr,) for lr in lrs], [(mom,) for mom in moms]), create_optimizer(model, wd),
-        loss_func=lambda scores, y: (y * scores[:, 0] + scores[:, 0] ** 2).mean(), metrics=[], show=False)
+        loss_func=lambda logits, y: (y * logits[:, 0] + logits[:, 0] ** 2).mean(), metrics=[], show=False)
 
     w, average, square = 2.0, 0.0, 0.0
     for i, (x, y) in enumerate([(1, 0), (3, 1)]):
@@ -225,15 +229,15 @@ def test_each_group_moves_by_its_own_rate(toy, batches):
 # Metrics and validation
 
 def test_accuracy_and_error_rate():
-    scores = torch.tensor([[0.1, 0.9], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    logits = torch.tensor([[0.1, 0.9], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     targets = torch.tensor([1, 0, 0, 1])
-    assert accuracy(scores, targets) == 0.5 and error_rate(scores, targets) == 0.5
-    assert accuracy(scores[:3], targets[:3]) == pytest.approx(2 / 3)
+    assert accuracy(logits, targets) == 0.5 and error_rate(logits, targets) == 0.5
+    assert accuracy(logits[:3], targets[:3]) == pytest.approx(2 / 3)
 
 
 def test_validation_counts_pictures_not_batches():
-    scores = torch.tensor([[5.0, 0.0]] * 3 + [[0.0, 5.0]])
-    loader = [(scores[:3], torch.zeros(3, dtype=torch.long)), (scores[3:], torch.zeros(1, dtype=torch.long))]
+    logits = torch.tensor([[5.0, 0.0]] * 3 + [[0.0, 5.0]])
+    loader = [(logits[:3], torch.zeros(3, dtype=torch.long)), (logits[3:], torch.zeros(1, dtype=torch.long))]
     loss, error = validate(nn.Identity(), loader)
     assert error == 0.25
     wrong, right = math.log(1 + math.exp(5)), math.log(1 + math.exp(-5))
@@ -242,16 +246,16 @@ def test_validation_counts_pictures_not_batches():
 
 class Largest:
     "A metric that is an object, and gives a tensor."
-    def __call__(self, scores, targets):
-        return scores.max()
+    def __call__(self, logits, targets):
+        return logits.max()
 
 
-def top(scores, targets, k):
-    return (scores.topk(k).indices == targets[:, None]).any(1).float().mean()
+def top(logits, targets, k):
+    return (logits.topk(k).indices == targets[:, None]).any(1).float().mean()
 
 
 def test_any_callable_is_a_metric(toy, batches):
-    metrics = [accuracy, Largest(), partial(top, k=3), lambda scores, targets: np.float64(2),
+    metrics = [accuracy, Largest(), partial(top, k=3), lambda logits, targets: np.float64(2),
                nn.CrossEntropyLoss()]
     recorder = train(toy, batches, 2, metrics=metrics)
     for row in recorder.history:
@@ -272,8 +276,8 @@ def test_metrics_of_the_same_name_are_all_kept(toy, batches, capsys):
 
 
 def test_a_metric_that_fails_is_named(toy, batches):
-    def my_metric(scores, targets):
-        return scores.no_such_thing
+    def my_metric(logits, targets):
+        return logits.no_such_thing
     recorder = Recorder()
     with pytest.raises(ValueError, match='my_metric.*no_such_thing'):
         train(toy, batches, metrics=[accuracy, my_metric], recorder=recorder)
@@ -286,7 +290,7 @@ def test_a_metric_that_fails_is_named(toy, batches):
 
 def test_a_metric_that_gives_no_number(toy, batches):
     with pytest.raises(ValueError, match='both'):
-        train(toy, batches, metrics=[lambda scores, targets: 'both'])
+        train(toy, batches, metrics=[lambda logits, targets: 'both'])
 
 
 # The loop and what it writes down
@@ -329,9 +333,9 @@ def test_history_holds_what_validation_gives(toy, batches):
 
 def test_each_epoch_trains_in_training_mode_and_validates_in_evaluation_mode(toy, batches):
     seen = []
-    def loss_func(scores, targets):
-        seen.append((scores.requires_grad, toy.training, toy[0][1].training))
-        return F.cross_entropy(scores, targets)
+    def loss_func(logits, targets):
+        seen.append((logits.requires_grad, toy.training, toy[0][1].training))
+        return F.cross_entropy(logits, targets)
     train(toy.eval(), batches, 2, loss_func=loss_func)
     assert seen == ([(True, True, True)] * 3 + [(False, False, False)]) * 2
 
@@ -423,8 +427,8 @@ def test_a_nan_loss_stops_before_the_step(toy, batches, bad):
 
 def test_a_gradient_that_is_no_number(toy, batches):
     before = state(toy)
-    def root_at_zero(scores, targets): # 0, but its slope is infinite
-        return F.cross_entropy(scores, targets) + (scores * 0).abs().sum().sqrt()
+    def root_at_zero(logits, targets): # 0, but its slope is infinite
+        return F.cross_entropy(logits, targets) + (logits * 0).abs().sum().sqrt()
     with pytest.raises(ValueError, match='gradient.*step 1 of epoch 0'):
         train(toy, batches, loss_func=root_at_zero)
     assert same_bits(before, state(toy))
@@ -629,14 +633,14 @@ def test_answers_of_each_epoch_are_kept(pets, make_learner):
         assert answers.actual.equal(pets.valid.labels)
         assert 1 / 12 <= answers.confidence.min() and answers.confidence.max() <= 1
     with torch.no_grad():
-        scores = torch.cat([learn.model.eval()(x) for x, _ in pets.valid])
-    assert recorder.answers[-1].confidence.tolist() == pytest.approx(scores.softmax(1).amax(1).tolist(), rel=1e-4)
+        logits = torch.cat([learn.model.eval()(x) for x, _ in pets.valid])
+    assert recorder.answers[-1].confidence.tolist() == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-4)
 
 
 def test_scores_that_are_no_classes_have_no_answers():
-    assert get_answers(torch.zeros(4, 1, 2), torch.zeros(4, dtype=torch.long)) is None
-    assert get_answers(torch.zeros(4, 2), torch.zeros(4, 2)) is None
-    assert get_answers(torch.zeros(4, 2), torch.zeros(4)) is None
+    assert predicted_labels(torch.zeros(4, 1, 2), torch.zeros(4, dtype=torch.long)) is None
+    assert predicted_labels(torch.zeros(4, 2), torch.zeros(4, 2)) is None
+    assert predicted_labels(torch.zeros(4, 2), torch.zeros(4)) is None
 
 
 @pytest.mark.parametrize('options', [
@@ -757,9 +761,9 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
         setattr(learn.dls, name, loader)
     learn.unfreeze()
     order = []
-    def loss(scores, y):
+    def loss(logits, y):
         order.append(learn.dls.train.last_plan.index.tolist())
-        return F.cross_entropy(scores, y) * (float('nan') if len(order) == 2 else 1)
+        return F.cross_entropy(logits, y) * (float('nan') if len(order) == 2 else 1)
     learn.loss_func = loss
     with pytest.raises(NotFinite, match=r'(?s)loss \(nan\).*step 2 of epoch 0, rates .*This batch was made of:') as error:
         learn.fit_one_cycle(1, 1e-3)
@@ -770,7 +774,7 @@ def test_a_bad_batch_names_its_pictures(pets, make_learner):
 
 def test_pictures_without_files_are_numbered(pets, make_learner):
     learn = make_learner()
-    learn.loss_func = lambda scores, y: F.cross_entropy(scores, y) * float('inf')
+    learn.loss_func = lambda logits, y: F.cross_entropy(logits, y) * float('inf')
     with pytest.raises(NotFinite, match=r'inf.*This batch was made of the pictures \d+, \d+'):
         learn.fit_one_cycle(1, 1e-3)
 
@@ -820,7 +824,6 @@ def test_too_little_memory_while_features_are_computed(make_learner):
 TOO_LARGE = '''
 import resource, torch
 from torch import nn
-from finetune_teach.one_cycle import constant, fit
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)),
                       nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)))
@@ -878,12 +881,12 @@ def test_ctrl_c_waits_for_the_step(toy, batches, where, steps, rows):
 
 def test_a_second_ctrl_c_stops_at_once(toy, batches):
     recorder, reached = Recorder(), []
-    def loss(scores, y):
+    def loss(logits, y):
         signal.raise_signal(signal.SIGINT)
         reached.append('after the first')
         signal.raise_signal(signal.SIGINT)
         reached.append('after the second')
-        return F.cross_entropy(scores, y)
+        return F.cross_entropy(logits, y)
     before = state(toy)
     with pytest.raises(KeyboardInterrupt):
         fit(toy, batches, 1, constant(3, [0.01] * 3), loss_func=loss, recorder=recorder, show=False)

@@ -8,10 +8,14 @@ from torch import nn
 
 from conftest import assert_unchanged, changed, everything, same_bits, state
 from finetune_teach import overfitting
-from finetune_teach.one_cycle import COLOURS, Answers, Phase, Recorder, accuracy, error_rate
+from finetune_teach.engine.history import Phase, PredictedLabels, Recorder
 from finetune_teach.overfitting import (
-    EarlyStopping, KeepBest, best_epoch, calibration, confidences, explore_overfitting, mistake_pictures, mistakes_in,
-    plot_calibration, plot_epoch, plot_loss_and_metric, top_mistakes)
+    EarlyStopping, KeepBest, best_epoch, calibration, confidences, mistakes_in, plot_calibration,
+    plot_loss_and_metric, top_mistakes)
+from finetune_teach.pictures import COLOURS
+from finetune_teach.tools.explore_overfitting import (
+    explore_overfitting, mistake_pictures, plot_epoch)
+from finetune_teach.training_loop import accuracy, error_rate
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_one(make_learner):
 
 
 def test_early_stopping_counts_in_each_phase_anew(make_learner):
-    def level(scores, targets):
+    def level(logits, targets):
         return 1.0
     learn = make_learner(metrics=level)
     learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('level', patience=1, lowest=True)])
@@ -234,8 +238,8 @@ def test_confidences_are_the_largest_probabilities():
 
 def test_calibration_by_hand():
     # two answers at 0.95, one right; three at 0.55, all right
-    scores = sure([0, 0, 1, 1, 1], [.95, .95, .55, .55, .55])
-    result = calibration(scores, torch.tensor([0, 2, 1, 1, 1]))
+    logits = sure([0, 0, 1, 1, 1], [.95, .95, .55, .55, .55])
+    result = calibration(logits, torch.tensor([0, 2, 1, 1, 1]))
     low, high = result.bins
     assert (low.low, low.high, low.count, low.accuracy) == (.5, .6, 3, 1)
     assert (high.count, high.accuracy) == (2, .5) and math.isclose(high.confidence, .95, rel_tol=1e-5)
@@ -244,24 +248,24 @@ def test_calibration_by_hand():
 
 def test_calibration_against_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
-    scores = 3 * torch.randn(500, 7, generator=generator)
+    logits = 3 * torch.randn(500, 7, generator=generator)
     targets = torch.randint(7, (500,), generator=generator)
-    confidence, predicted = F.softmax(scores, 1).max(1)
+    confidence, predicted = F.softmax(logits, 1).max(1)
     error = 0
     for k in range(15): # Guo et al. 2017, equation 3
         inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
         if inside.any():
             accuracy = (predicted == targets)[inside].float().mean()
             error += inside.sum() / 500 * (accuracy - confidence[inside].mean()).abs()
-    result = calibration(scores, targets, bins=15)
+    result = calibration(logits, targets, bins=15)
     assert math.isclose(result.error, error.item(), rel_tol=1e-4)
     assert sum(b.count for b in result.bins) == 500
 
 
 def test_who_answers_as_often_right_as_sure_is_calibrated():
-    scores, targets = sure([0] * 10, [.7] * 10), torch.tensor([0] * 7 + [1] * 3)
-    assert calibration(scores, targets).error < 1e-5
-    assert 'expected calibration error 0.000' in repr(calibration(scores, targets))
+    logits, targets = sure([0] * 10, [.7] * 10), torch.tensor([0] * 7 + [1] * 3)
+    assert calibration(logits, targets).error < 1e-5
+    assert 'expected calibration error 0.000' in repr(calibration(logits, targets))
 
 
 def test_certainty_of_one_is_in_the_last_bin():
@@ -270,18 +274,18 @@ def test_certainty_of_one_is_in_the_last_bin():
 
 
 def test_a_temperature_changes_confidence_but_no_answer():
-    scores = sure([0, 1, 2], [.9, .8, .7])
-    assert (confidences(scores / 2) < confidences(scores)).all()
-    assert top_mistakes(scores / 2, torch.tensor([1, 1, 1]))[0].place == 0
+    logits = sure([0, 1, 2], [.9, .8, .7])
+    assert (confidences(logits / 2) < confidences(logits)).all()
+    assert top_mistakes(logits / 2, torch.tensor([1, 1, 1]))[0].place == 0
 
 
-@pytest.mark.parametrize('scores, targets', [
+@pytest.mark.parametrize('logits, targets', [
     (torch.zeros(3), torch.zeros(3)), (torch.zeros(3, 2), torch.zeros(2)), (torch.zeros(0, 2), torch.zeros(0)),
     (torch.zeros(3, 1), torch.zeros(3)), (torch.full((1, 2), math.nan), torch.zeros(1))])
 @pytest.mark.parametrize('function', [calibration, top_mistakes, plot_calibration])
-def test_bad_scores_are_refused(function, scores, targets):
-    with pytest.raises(ValueError, match='scores'):
-        function(scores, targets.long())
+def test_bad_scores_are_refused(function, logits, targets):
+    with pytest.raises(ValueError, match='logits'):
+        function(logits, targets.long())
 
 
 def test_no_bins_are_refused():
@@ -290,9 +294,9 @@ def test_no_bins_are_refused():
 
 
 def test_two_calibrations_on_one_picture():
-    scores, targets = sure([0, 1], [.9, .6]), torch.tensor([0, 0])
-    ax = plot_calibration(scores, targets, label='early')
-    assert plot_calibration(scores / 2, targets, ax=ax, label='late') is ax
+    logits, targets = sure([0, 1], [.9, .6]), torch.tensor([0, 0])
+    ax = plot_calibration(logits, targets, label='early')
+    assert plot_calibration(logits / 2, targets, ax=ax, label='late') is ax
     diagonal, early, late = ax.lines
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
     assert (early.get_color(), late.get_color()) == tuple(COLOURS[:2])
@@ -302,11 +306,11 @@ def test_two_calibrations_on_one_picture():
 # Mistakes
 
 def test_top_mistakes_are_wrong_and_the_most_confident_first():
-    scores = sure([0, 1, 2, 3, 0], [.6, .9, .8, .99, .7])
-    found = top_mistakes(scores, torch.tensor([1, 1, 3, 0, 2]))
+    logits = sure([0, 1, 2, 3, 0], [.6, .9, .8, .99, .7])
+    found = top_mistakes(logits, torch.tensor([1, 1, 3, 0, 2]))
     assert [m.place for m in found] == [3, 2, 4, 0]
     assert (found[0].predicted, found[0].actual) == (3, 0) and math.isclose(found[0].confidence, .99, rel_tol=1e-5)
-    assert top_mistakes(scores, torch.tensor([1, 1, 3, 0, 2]), n=2) == found[:2]
+    assert top_mistakes(logits, torch.tensor([1, 1, 3, 0, 2]), n=2) == found[:2]
 
 
 def test_no_mistakes():
@@ -325,8 +329,8 @@ def trained(make_learner):
 def test_mistakes_of_recorded_answers_are_those_of_the_scores(trained):
     with torch.no_grad():
         batches = [(trained.model.eval()(x), y) for x, y in trained.dls.valid]
-    scores, targets = map(torch.cat, zip(*batches))
-    recorded, fresh = mistakes_in(trained.recorder.answers[-1], 5), top_mistakes(scores, targets, 5)
+    logits, targets = map(torch.cat, zip(*batches))
+    recorded, fresh = mistakes_in(trained.recorder.answers[-1], 5), top_mistakes(logits, targets, 5)
     assert [m[:3] for m in recorded] == [m[:3] for m in fresh] and len(recorded) == 5
 
 
@@ -383,7 +387,7 @@ def test_names_of_classes_are_drawn_as_they_are(trained, pets):
 
 def test_a_run_without_mistakes_is_drawn(pets):
     actual = torch.arange(12)
-    answers = Answers(actual, torch.full((12,), 0.9), actual)
+    answers = PredictedLabels(actual, torch.full((12,), 0.9), actual)
     row = {'position': 1.0, 'train_loss': 0.1, 'valid_loss': 0.2}
     axes = plot_epoch(Recorder([row], answers=[answers]), 1, pets.classes, {})
     assert 'No mistakes' in axes[0].figure.texts[0].get_text()

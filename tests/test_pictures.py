@@ -22,8 +22,10 @@ import torch
 from PIL import Image, features
 
 from finetune_teach import pictures as P
-from finetune_teach.pictures import (BatchPlan, ImageLoader, ImageLoaders, drawn_pets, image_files,
-                                     image_folders, load_picture, oxford_pets, show_pictures)
+from finetune_teach.engine.batches import BatchSpec
+from finetune_teach.pictures import (
+    ImageLoader, ImageLoaders, drawn_pets, image_files, image_folders, load_picture, oxford_pets,
+    show_pictures)
 
 # the folders made here have 25 dogs and 2 eels, which is told each time
 pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')
@@ -315,7 +317,7 @@ def test_batches_are_even_and_complete():
         x, y = torch.zeros(n, 3, 1, 1, dtype=torch.uint8), torch.arange(n)
         for size in (1, 3, 16, 32):
             loader = ImageLoader(x, y, size, shuffle=True)
-            plans = list(loader.plans())
+            plans = list(loader.specs())
             sizes = [len(p.index) for p in plans]
             assert len(loader) == len(plans) == -(-n // size) and max(sizes) <= size
             assert max(sizes) - min(sizes) <= 1 and min(sizes) >= (1 if min(n, size) == 1 else 2)
@@ -324,7 +326,7 @@ def test_batches_are_even_and_complete():
 
 def test_plans_and_load_are_iteration(loader):
     torch.manual_seed(3)
-    by_hand = [(loader.load(p), loader.labels[p.index]) for p in loader.plans()]
+    by_hand = [(loader.load(p), loader.labels[p.index]) for p in loader.specs()]
     state = torch.get_rng_state()
     torch.manual_seed(3)
     for (x, y), (a, b) in zip(loader, by_hand, strict=True):
@@ -334,12 +336,12 @@ def test_plans_and_load_are_iteration(loader):
 
 
 def test_plan_contents(loader):
-    plan = next(loader.plans())
-    assert isinstance(plan, BatchPlan) and plan._fields == ('index', 'flip', 'crop')
+    plan = next(loader.specs())
+    assert isinstance(plan, BatchSpec) and plan._fields == ('index', 'flip', 'crop')
     assert plan.index.dtype == torch.int64 and plan.flip.dtype == torch.bool
     assert plan.crop.shape == (len(plan.index), 4) and plan.crop.dtype == torch.float32
     loader.min_scale = 1
-    assert next(loader.plans()).crop is None
+    assert next(loader.specs()).crop is None
 
 
 def test_seed_repeats_an_epoch(loader):
@@ -360,9 +362,9 @@ def test_other_generators_do_not_matter(loader):
 
 def test_drawing_between_batches_changes_no_plan(loader):
     torch.manual_seed(1)
-    wanted = list(loader.plans())
+    wanted = list(loader.specs())
     torch.manual_seed(1)
-    for a, b in zip(loader.plans(), wanted):
+    for a, b in zip(loader.specs(), wanted):
         torch.rand(100)  # as dropout does
         assert all((s == t).all() for s, t in zip(a, b))
 
@@ -376,7 +378,7 @@ def test_validation_needs_no_chance():
     assert (y == dls.valid.labels).all()
     mean, std = (torch.tensor(v)[:, None, None] for v in (dls.mean, dls.std))
     assert torch.allclose(x, (dls.valid.pictures / 255 - mean) / std, atol=1e-5)
-    for plan in dls.valid.plans(): assert not plan.flip.any() and plan.crop is None
+    for plan in dls.valid.specs(): assert not plan.flip.any() and plan.crop is None
 
 
 def test_flips_are_exact_and_half():
@@ -385,12 +387,12 @@ def test_flips_are_exact_and_half():
     loader = ImageLoader(x, y, 400, flip=True, mean=(0, 0, 0), std=(1 / 255,) * 3)
     kept = x.clone()
     torch.manual_seed(0)
-    plan = next(loader.plans())
+    plan = next(loader.specs())
     out = loader.load(plan).round()
     wanted = torch.where(plan.flip[:, None, None, None], x.flip(-1), x).float()
     assert (out == wanted).all()
     assert (x == kept).all()  # the set itself is not mirrored
-    flips = torch.cat([plan.flip for _ in range(50) for plan in loader.plans()])
+    flips = torch.cat([plan.flip for _ in range(50) for plan in loader.specs()])
     assert .48 < flips.float().mean() < .52
 
 
@@ -511,7 +513,7 @@ def test_show_batch():
 
 def test_prepared_leaves_the_original_alone(pets):
     dls = image_folders(pets)
-    big = dls.prepared(size=96, mean=(.5, .5, .5), std=(.1, .2, .3), device='cpu')
+    big = dls.with_preprocessing(size=96, mean=(.5, .5, .5), std=(.1, .2, .3), device='cpu')
     assert isinstance(big, ImageLoaders) and big.size == 96 and dls.size == 64
     assert big.mean == (.5, .5, .5) and dls.mean == P.IMAGENET_MEAN and dls.std == P.IMAGENET_STD
     assert (big.train.labels == dls.train.labels).all() and big.classes == dls.classes
@@ -525,28 +527,28 @@ def test_prepared_reads_once_for_each_size(pets, monkeypatch):
     dls = image_folders(pets)
     calls, read = [], P.read
     monkeypatch.setattr(P, 'read', lambda files, size: (calls.append(size), read(files, size))[1])
-    same = dls.prepared(size=64, mean=(0, 0, 0))
+    same = dls.with_preprocessing(size=64, mean=(0, 0, 0))
     assert calls == [] and same.train.pictures is dls.train.pictures
-    one, two = dls.prepared(size=96), dls.prepared(size=96, mean=(0, 0, 0))
+    one, two = dls.with_preprocessing(size=96), dls.with_preprocessing(size=96, mean=(0, 0, 0))
     assert calls == [96, 96]  # training and validation, once
     assert one.train.pictures is two.train.pictures
-    assert one.prepared(size=64).size == 64
+    assert one.with_preprocessing(size=64).size == 64
 
 
 def test_explicit_values_win(pets):
     dls = image_folders(pets, size=48, mean=[.1, .1, .1], std=(.2, .2, .2))
-    new = dls.prepared(size=96, mean=(.5,) * 3, std=(.5,) * 3)
+    new = dls.with_preprocessing(size=96, mean=(.5,) * 3, std=(.5,) * 3)
     assert new.size == 48 and new.mean == (.1, .1, .1) and new.std == (.2, .2, .2)
-    half = image_folders(pets, mean=(.1, .1, .1)).prepared(mean=(.5,) * 3, std=(.5,) * 3)
+    half = image_folders(pets, mean=(.1, .1, .1)).with_preprocessing(mean=(.5,) * 3, std=(.5,) * 3)
     assert half.mean == (.1, .1, .1) and half.std == (.5, .5, .5)
-    assert drawn_pets(2, 1).prepared(size=224).size == 64
-    again = image_folders(pets).prepared(size=96).prepared(size=32, mean=(.5,) * 3)
+    assert drawn_pets(2, 1).with_preprocessing(size=224).size == 64
+    again = image_folders(pets).with_preprocessing(size=96).with_preprocessing(size=32, mean=(.5,) * 3)
     assert again.size == 32 and again.mean == (.5,) * 3
-    assert image_folders(pets).prepared().mean == P.IMAGENET_MEAN
+    assert image_folders(pets).with_preprocessing().mean == P.IMAGENET_MEAN
 
 
 def test_prepared_on_a_device(pets):
-    new = image_folders(pets).prepared(device='meta')
+    new = image_folders(pets).with_preprocessing(device='meta')
     assert new.device.type == 'meta' and new.train.device.type == 'meta'
     assert new.train.pictures.device.type == 'cpu'
 
@@ -554,7 +556,7 @@ def test_prepared_on_a_device(pets):
 def test_loaders_of_ones_own_tensors():
     part = ImageLoader(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     dls = ImageLoaders(part, part, ['a', 'b'])
-    assert dls.prepared(size=224, mean=(0, 0, 0)).size == 8 and dls.files == []
+    assert dls.with_preprocessing(size=224, mean=(0, 0, 0)).size == 8 and dls.files == []
 
 
 def test_file_lost_in_between(pets):
@@ -832,7 +834,7 @@ def test_oxford(oxford):
     assert torch.bincount(dls.valid.labels).tolist() == [1, 1, 1]
     assert all(p.name.startswith(dls.classes[y]) for p, y in zip(dls.train.files, dls.train.labels))
     assert oxford_pets(str(oxford), download=True).files == dls.files  # it is there: no download
-    assert dls.prepared(size=32).size == 32
+    assert dls.with_preprocessing(size=32).size == 32
 
 
 def test_oxford_official(oxford):
@@ -903,18 +905,18 @@ def test_memory_is_the_limit(pets):
     assert on_disk(image_folders(pets, memory=.999 * needed)) == {True}
     both = needed + 37 * 3 * 96 * 96 / 1e9  # pictures of another size are kept beside the first
     enough, short = (image_folders(pets, memory=m * both) for m in (1.001, .999))
-    assert on_disk(enough.prepared(size=96)) == {False} and on_disk(short.prepared(size=96)) == {True}
-    assert on_disk(enough.prepared(size=96).prepared(size=128)) == {True}
-    assert_same_batches(enough.prepared(size=96), short.prepared(size=96))
+    assert on_disk(enough.with_preprocessing(size=96)) == {False} and on_disk(short.with_preprocessing(size=96)) == {True}
+    assert on_disk(enough.with_preprocessing(size=96).with_preprocessing(size=128)) == {True}
+    assert_same_batches(enough.with_preprocessing(size=96), short.with_preprocessing(size=96))
 
 
 def test_nothing_is_decoded_before_it_is_needed(pets, monkeypatch):
     seen, load = [], P.load_picture
     monkeypatch.setattr(P, 'load_picture', lambda path, size: (seen.append((path, size)), load(path, size))[1])
     dls = image_folders(pets, memory=0, batch_size=4)
-    big = dls.prepared(size=96)
+    big = dls.with_preprocessing(size=96)
     assert big.size == 96 and dls.size == 64 and not seen
-    assert big.train.pictures is dls.prepared(size=96).train.pictures
+    assert big.train.pictures is dls.with_preprocessing(size=96).train.pictures
     next(iter(big.train))
     assert len(seen) == 4 and {size for _, size in seen} == {96}
     two_epochs(big)
@@ -977,7 +979,7 @@ def test_unreadable_on_the_way(pets):
     for part, content in zip((dls.train, dls.valid), data): part.files[0].write_bytes(content)
     assert_same_batches(dls, image_folders(pets, batch_size=8))
     dls.valid.files[0].unlink()
-    big = dls.prepared(size=96)
+    big = dls.with_preprocessing(size=96)
     says(list, big.valid, match=[str(dls.valid.files[0]), 'no such file'])
 
 
@@ -1059,7 +1061,6 @@ def test_full_disk(pets, monkeypatch):
 PEAK = '''
 import sys
 import torch
-from finetune_teach.pictures import image_folders
 torch.set_num_threads(1)
 def peak():  # not getrusage: it counts what the parent process had
     line, = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]
@@ -1102,7 +1103,7 @@ def test_real_photos():
     dls = image_files(paths, r'(.+)_\d+\.jpg$')
     assert dls.classes == ['Abyssinian', 'Siamese', 'Sphynx', 'havanese', 'yorkshire_terrier']
     assert len(dls.files) == 44 and set(dls.valid.labels.tolist()) == set(range(5))
-    big = dls.prepared(size=224)
+    big = dls.with_preprocessing(size=224)
     assert big.train.pictures.shape[1:] == (3, 224, 224)
     x = torch.cat([x for x, y in big.valid])
     assert x.mean().abs() < 1 and .5 < x.std() < 2

@@ -13,10 +13,10 @@ from torchvision import models
 from torchvision.models.regnet import BlockParams
 
 from conftest import publish, same_bits, small_network, state
+from finetune_teach.engine.tiny_resnet import TinyResNet_Weights, tiny_resnet
+from finetune_teach.engine.weights import find_weights, load_network
 from finetune_teach.freezing import freeze, layer_groups
-from finetune_teach.pretrained_body import (
-    TinyResNet_Weights, centroid_accuracy, create_body, find_weights, last_layer, linear_probe, load_network,
-    preparation, tiny_resnet)
+from finetune_teach.pretrained_body import centroid_accuracy, create_body, last_layer, linear_probe
 from finetune_teach.random_head import create_head
 
 ARCHS = models.list_models(module=models)
@@ -78,15 +78,15 @@ def test_every_network(arch, meta):
 
     before = state(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    scores = model.train()(x)
-    assert scores.shape == (2, 3)
+    logits = model.train()(x)
+    assert logits.shape == (2, 3)
     if not large:
-        F.cross_entropy(scores, torch.tensor([0, 1])).backward()
+        F.cross_entropy(logits, torch.tensor([0, 1])).backward()
         optimizer.step()
         after = model.state_dict()
         for name in before:
             assert torch.equal(before[name], after[name]) is name.startswith('0.'), name
-    del body, model, groups, before, optimizer, scores
+    del body, model, groups, before, optimizer, logits
     gc.collect()
 
 
@@ -116,7 +116,7 @@ def test_tiny_resnet_is_split_like_its_big_sisters():
 def test_auxiliary_classifiers_go(arch, side):
     body = create_body(arch, weights=None)
     assert not [name for name, _ in body.named_parameters() if 'aux' in name.lower()]
-    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary scores
+    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary logits
     assert features.shape == (2, body.num_features)
 
 
@@ -257,7 +257,7 @@ def test_a_cut_off_download_is_named(cache, offline, monkeypatch):
         create_body('resnet18')
 
 
-# Preparation
+# Preprocessing
 
 @pytest.mark.parametrize('arch, weights, size, mean, std', [
     ('resnet34', 'DEFAULT', 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -268,13 +268,13 @@ def test_a_cut_off_download_is_named(cache, offline, monkeypatch):
     ('resnet34', None, 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 ])
 def test_pictures_are_prepared_as_the_weights_want(arch, weights, size, mean, std):
-    assert preparation(arch, weights) == (size, mean, std)
+    assert preprocessing_of(arch, weights) == (size, mean, std)
 
 
 def test_a_ready_network_keeps_what_is_in_it():
     network = small_network()
     assert same_bits(state(load_network(network)), state(network))
-    assert preparation(network, 'DEFAULT') == preparation(tiny_resnet, 'DEFAULT')
+    assert preprocessing_of(network, 'DEFAULT') == preprocessing_of(tiny_resnet, 'DEFAULT')
 
 
 # Probes

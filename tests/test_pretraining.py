@@ -14,12 +14,13 @@ from PIL import Image
 from conftest import same_bits, state
 from finetune_teach import pretraining
 from finetune_teach.drawing import draw_pets
+from finetune_teach.engine.modules import checksum
+from finetune_teach.engine.random_state import seeded
+from finetune_teach.engine.tiny_resnet import WEIGHTS_FILE, TinyResNet, read_weights, tiny_resnet
 from finetune_teach.one_cycle import one_cycle
-from finetune_teach.pretrained_body import WEIGHTS_FILE, TinyResNet, checksum, read_weights, tiny_resnet
-from finetune_teach.pretraining import (
-    Photos, Recipe, confusions, normalised, pretrain, random_views, read_tiny_imagenet, save_weights,
-    shrink, top1)
-from finetune_teach.random_head import seeded
+from finetune_teach.tools.pretraining import (
+    Photos, Recipe, confusions, normalised, pretrain, random_views, read_tiny_imagenet,
+    save_weights, shrink, top1)
 
 TINY_IMAGENET = Path(__file__).parents[2] / 'shared' / 'data' / 'tiny_imagenet_32.zip'
 BREEDS = ['pug', 'Siamese', 'poodle']

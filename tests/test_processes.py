@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_teach.fine_tuning import default_device, load_learner
+from finetune_teach.engine.distributed import by_first_process, default_device, share_work, world
+from finetune_teach.engine.modules import checksum
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.processes import by_first_process, share_work, world
+from finetune_teach.tools.learners import load_learner
 
 PICTURES = dict(n_train=4, n_valid=3, size=32, batch_size=7) # batches of 7 and 6: two shares cannot be equal
 TRAIN = f'''
@@ -44,7 +45,6 @@ PARTS = '''
 import copy, itertools
 import torch
 from torch import nn
-from finetune_teach.processes import SharedBody, by_first_process, put_together, share_work, world
 rank, size = world()
 torch.manual_seed(0)
 
@@ -127,7 +127,6 @@ GOES_ON = f'''
 import os, sys
 import torch
 from finetune_teach.all import *
-from finetune_teach.pretrained_body import checksum
 
 def training(name, dies=False):
     torch.manual_seed(world().rank)
@@ -204,7 +203,7 @@ def test_one_table_and_one_file(results):
     assert [line.split()[0] for line in lines] == ['epoch', '0', 'epoch', '0', '1']
     assert [p.name for p in (folder / 'models').iterdir()] == ['model.safetensors']
     learn = load_learner(folder / first['path'], device='cpu')
-    learn.dls = dls = drawn_pets(**PICTURES).prepared(mean=learn.description['mean'], std=learn.description['std'])
+    learn.dls = dls = drawn_pets(**PICTURES).with_preprocessing(mean=learn.description['mean'], std=learn.description['std'])
     assert list(learn.validate()) == pytest.approx(first['valid'], rel=1e-5)
     image = dls.valid.pictures[0].permute(1, 2, 0).numpy()
     assert learn.predict(image).probabilities.tolist() == pytest.approx(first['answer'], rel=1e-5)

@@ -16,15 +16,18 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from finetune_teach.__main__ import parser
+from finetune_teach.engine.explorer import two_digits
+from finetune_teach.engine.history import smooth
+from finetune_teach.engine.metrics import metric_names
+from finetune_teach.engine.random_state import seeded
 from finetune_teach.freezing import freeze_to, layer_groups
 from finetune_teach.lr_finder import (
-    LRFinder, LRPicker, known_points, rate_text, suggest_minimum, suggest_steep, suggest_valley)
-from finetune_teach.one_cycle import (
-    constant, cosine, create_optimizer, fine_tune_schedule, metric_names, one_cycle, smooth, spread_lrs)
-from finetune_teach.pictures import divide, draw_plans, label_all, label_function, random_crops, random_split
-from finetune_teach.random_head import seeded
-from finetune_teach.widgets import two_digits
+    LRFinder, known_points, rate_text, suggest_minimum, suggest_steep, suggest_valley)
+from finetune_teach.one_cycle import cosine, fine_tune_schedule, one_cycle, spread_lrs
+from finetune_teach.pictures import divide, label_all, label_function, random_crops, random_split
+from finetune_teach.tools.command_line import parser
+from finetune_teach.tools.lr_picker import LRPicker
+from finetune_teach.training_loop import constant, create_optimizer
 
 few = settings(max_examples=15)  # for what draws pictures
 
@@ -257,7 +260,7 @@ def test_smooth_keeps_what_is_level(value, n, beta):
 @given(st.lists(st.sampled_from(['f', 'f_2', 'f_3', 'f_2_2', 'g', 'g_2']), max_size=7))
 def test_each_metric_has_a_name_of_its_own(names):
     def named(name):
-        function = lambda scores, targets: 0.0
+        function = lambda logits, targets: 0.0
         function.__name__ = name
         return function
     found = metric_names([named(name) for name in names])

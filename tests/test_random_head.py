@@ -14,8 +14,8 @@ from torch.utils.data import (
     BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 from conftest import same_bits, state
-from finetune_teach.random_head import (
-    check_head, create_head, keep_random_state, not_repeatable, seeded, set_seed)
+from finetune_teach.engine.random_state import keep_random_state, not_repeatable, seeded, set_seed
+from finetune_teach.random_head import check_head, create_head
 
 
 def test_layers_are_fastais_without_the_pooling():
@@ -40,9 +40,9 @@ def test_random_weights_neither_blow_up_nor_vanish():
     assert head[2].weight.std().item() == pytest.approx(math.sqrt(2 / 800), rel=0.02)
     assert head[2].weight.mean().item() == pytest.approx(0, abs=3e-4)
     features = torch.randn(256, 800)
-    scores = head.eval()(features)
-    assert scores.std() < 1, 'all classes are about as likely at first'
-    loss = F.cross_entropy(scores, torch.randint(1000, (256,)))
+    logits = head.eval()(features)
+    assert logits.std() < 1, 'all classes are about as likely at first'
+    loss = F.cross_entropy(logits, torch.randint(1000, (256,)))
     assert loss.item() == pytest.approx(math.log(1000), abs=0.1)
 
 
@@ -258,7 +258,7 @@ class Pair(nn.Module):
     (nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 3)), '8'),
     (nn.Sequential(nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3)), '8'), # wants maps, not features
     (nn.Sequential(nn.Unflatten(1, (8, 1)), nn.Conv2d(8, 3, 1)), '3'),
-    (nn.Linear(8, 4), '4'),                                         # gives other scores
+    (nn.Linear(8, 4), '4'),                                         # gives other logits
     (nn.Sequential(nn.Linear(8, 3), nn.Unflatten(1, (3, 1))), '3'),
     (Pair(), '3'),
 ])

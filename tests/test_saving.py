@@ -23,14 +23,17 @@ from torchvision.models import mobilenet_v3_small, resnet18
 
 from finetune_teach import __version__
 from finetune_teach.drawing import draw_pet
-from finetune_teach.fine_tuning import Learner, load_learner, vision_learner
+from finetune_teach.engine.files import check_writable, whole_file
+from finetune_teach.engine.modules import checksum
+from finetune_teach.engine.saving import file_name, read_saved, read_tensors, write_tensors
+from finetune_teach.engine.tiny_resnet import tiny_resnet
+from finetune_teach.engine.versions import show_versions, versions
+from finetune_teach.fine_tuning import Learner
 from finetune_teach.overfitting import EarlyStopping, KeepBest
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import create_body, tiny_resnet
+from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
-from finetune_teach.saving import (
-    HEADER_LIMIT, check_writable, file_name, read_saved, read_tensors, show_versions, versions,
-    whole_file, write_tensors)
+from finetune_teach.tools.learners import load_learner, vision_learner
 
 OLD = {n: Path(__file__).parent / 'saved' / f'format_{n}.safetensors' for n in (1, 2)} # keep them
 SAVED = OLD[1]
@@ -136,7 +139,6 @@ def test_names_that_cannot_be_written(make_learner, tmp_path):
 FULL = '''
 import resource, signal, sys, torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from finetune_teach.saving import read_tensors, write_tensors
 from pathlib import Path
 path = write_tensors(Path(sys.argv[1]), {'w': torch.zeros(100)}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)) # no file may become larger
@@ -158,7 +160,6 @@ def test_a_disk_that_is_full(tmp_path):
 
 READ_ONLY = '''
 import os, sys
-from finetune_teach.saving import check_writable
 from pathlib import Path
 if os.getuid() == 0:
     os.setuid(65534) # nobody: for the superuser no folder is read-only
@@ -412,11 +413,11 @@ class LossThatStops:
     def __init__(self, calls):
         self.left = calls
 
-    def __call__(self, scores, targets):
+    def __call__(self, logits, targets):
         self.left -= 1
         if self.left == 0:
             raise Stop
-        return nn.functional.cross_entropy(scores, targets)
+        return nn.functional.cross_entropy(logits, targets)
 
 def recipe(learn):
     learn.fine_tune(2, freeze_epochs=2)
@@ -605,9 +606,6 @@ import os, random, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 from conftest import small_network
-from finetune_teach.fine_tuning import vision_learner
-from finetune_teach.pictures import drawn_pets
-from finetune_teach.saving import checksum
 
 dls = drawn_pets(n_train=4, n_valid=3, size=32)
 
@@ -668,7 +666,6 @@ def test_killed_at_random_moments(tmp_path):
 ENDLESS = '''
 import sys, torch
 from pathlib import Path
-from finetune_teach.saving import write_tensors
 n = 0
 while True:
     n += 1

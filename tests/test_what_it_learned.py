@@ -8,9 +8,10 @@ from torch import nn
 from torchvision import models
 
 from conftest import same_bits, small_network, state
+from finetune_teach.engine.random_state import seeded
 from finetune_teach.freezing import freeze, group_distances, unfreeze
 from finetune_teach.pretrained_body import create_body
-from finetune_teach.random_head import create_head, seeded
+from finetune_teach.random_head import create_head
 from finetune_teach.what_it_learned import (
     activations, evidence_map, exciting_patches, first_convolution, plot_activations, plot_filters,
     plot_patches, receptive_field, special_channels)

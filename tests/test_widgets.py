@@ -17,8 +17,8 @@ from PIL import Image
 
 from conftest import assert_unchanged, everything, same_bits, state
 from finetune_teach.all import explore_freezing, explore_one_cycle, explore_overfitting, pick_lr
-from finetune_teach.random_head import seeded
-from finetune_teach.widgets import Explorer, log_slider, slider, two_digits
+from finetune_teach.engine.explorer import Explorer, log_slider, slider, two_digits
+from finetune_teach.engine.random_state import seeded
 
 
 def line(figure, height=1.0, **_):

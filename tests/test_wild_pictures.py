@@ -19,8 +19,9 @@ import torch
 from PIL import Image, features
 
 from finetune_teach import pictures as P
-from finetune_teach.pictures import (ImageLoader, ImageLoaders, drawn_pets, image_files,
-                                     image_folders, load_picture, printable, show_pictures)
+from finetune_teach.pictures import (
+    ImageLoader, ImageLoaders, drawn_pets, image_files, image_folders, load_picture, printable,
+    show_pictures)
 
 RED, BLUE = (200, 30, 30), (20, 40, 210)
 
@@ -452,7 +453,6 @@ def test_broken_bytes_never_crash(tmp_path, count):
 MEMORY = '''
 import resource, sys, warnings
 from multiprocessing.pool import ThreadPool
-from finetune_teach.pictures import load_picture
 def peak():
     with open('/proc/self/status') as status: line, = [line for line in status if line.startswith('VmHWM')]
     return int(line.split()[1]) / 1e6
