@@ -10,7 +10,7 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 from torchvision.models import Weights, WeightsEnum
