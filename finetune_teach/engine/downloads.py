@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock # a part of every installation of PyTorch
 from torchvision.datasets.utils import download_url, extract_archive
 
-# %% ../../nbs/engine/downloads.ipynb #f24a2ad7
+# %% ../../nbs/engine/downloads.ipynb #273755fc
 @contextmanager
 def _advice(what: str, path: Path) -> Iterator[None]:
     "Context: an error says that `what` could not be downloaded to `path`, why, and what to do."
@@ -26,7 +26,7 @@ def _advice(what: str, path: Path) -> Iterator[None]:
         yield
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise OSError(f'{path} cannot be written ({error}). Choose another folder.') from error
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         why = f'{error}'.rstrip('.')
         if type(error) is RuntimeError: # a wrong checksum
             why += ': it was cut, or is another file, or the page where a network wants a login'

@@ -59,7 +59,7 @@ def find_weights(builder: Callable,                # as `find_builder` returns i
                          f'there are {list(choices.__members__)}.')
     return choices[member]
 
-# %% ../../nbs/engine/weights.ipynb #8e438ac0
+# %% ../../nbs/engine/weights.ipynb #36003024
 def fetch_weights(weights: WeightsEnum # of torchvision
                  ) -> Path:
     "Return the file with `weights` in torchvision's cache; fetched if not there, and checked."
@@ -69,9 +69,9 @@ def fetch_weights(weights: WeightsEnum # of torchvision
         download(weights.url, path, digits[1] if digits else '')
     except OSError as error:
         raise FileNotFoundError(
-            f'{weights} could not be downloaded ({error.__cause__}). torchvision looks '
-            f'for them in {path}: put the file there, or do without: weights=None starts from '
-            'random weights, arch=tiny_resnet comes with this package.') from error
+            f'{weights}: {error} Or set the folder by torch.hub.set_dir. Or do without: '
+            'weights=None starts from random weights, arch=tiny_resnet comes with this package.'
+        ) from error
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(2**20):
