@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_teach.engine import downloads
 from finetune_teach.engine.downloads import download, download_archives
 
 CONTENT = hashlib.shake_256(b'weights').digest(300_000)
