@@ -14,7 +14,7 @@ from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
 from .engine.versions import show_versions
 from .pictures import (
-    denormalise, drawn_pets, image_files, image_folders, load_picture, oxford_pets, show_pictures)
+    denormalise, drawn_pets, image_files, image_folders, load_picture, show_pictures)
 from .pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from .random_head import create_head
@@ -30,6 +30,7 @@ from finetune_teach.overfitting import (
     top_mistakes)
 from .what_it_learned import (
     activations, evidence_map, exciting_patches, plot_activations, plot_filters, plot_patches)
+from .oxford_pets import oxford_pets
 from .tools.explore_freezing import explore_freezing
 from .tools.explore_one_cycle import explore_one_cycle
 from .tools.explore_overfitting import explore_overfitting

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'LARGE', 'IMAGENET_MEAN', 'IMAGENET_STD', 'JUNK', 'HELD_OUT',
-           'PETS_URL', 'PETS_MD5', 'printable', 'show_pictures', 'new_axes', 'to_8bit', 'as_image', 'to_rgb',
-           'to_square', 'check', 'is_whole', 'Refused', 'PictureReader', 'open_file', 'open_image', 'check_pixels',
-           'why_unreadable', 'decode', 'load_picture', 'denormalise', 'random_crops', 'crop_and_flip', 'augment',
-           'draw_specs', 'ImageLoader', 'few', 'gigabytes', 'same_pictures', 'same_files', 'ImageLoaders',
-           'check_classes', 'check_split', 'random_split', 'divide', 'make_loaders', 'are_three', 'check_options',
-           'drawn_pets', 'try_to_load', 'read', 'unreadable', 'read_again', 'check_space', 'PictureFile',
-           'PicturesOnDisk', 'decode_all', 'say_duplicates', 'say_alike', 'say_unequal', 'leave_out', 'read_files',
-           'existing_folder', 'is_hidden', 'looking', 'inside', 'files_under', 'class_folders', 'split_folders',
-           'image_folders', 'label_function', 'label_all', 'image_files', 'read_lists', 'all_pets_there', 'fetch_pets',
-           'pets_lists', 'oxford_pets']
+           'printable', 'show_pictures', 'new_axes', 'to_8bit', 'as_image', 'to_rgb', 'to_square', 'check', 'is_whole',
+           'Refused', 'PictureReader', 'open_file', 'open_image', 'check_pixels', 'why_unreadable', 'decode',
+           'load_picture', 'denormalise', 'random_crops', 'crop_and_flip', 'augment', 'draw_specs', 'ImageLoader',
+           'few', 'gigabytes', 'same_pictures', 'same_files', 'ImageLoaders', 'check_classes', 'check_split',
+           'random_split', 'divide', 'make_loaders', 'are_three', 'check_options', 'drawn_pets', 'try_to_load', 'read',
+           'unreadable', 'read_again', 'check_space', 'PictureFile', 'PicturesOnDisk', 'decode_all', 'say_duplicates',
+           'say_alike', 'say_unequal', 'leave_out', 'read_files', 'existing_folder', 'is_hidden', 'looking', 'inside',
+           'files_under', 'class_folders', 'split_folders', 'image_folders', 'label_function', 'label_all',
+           'image_files']
 
 # %% ../nbs/00_pictures.ipynb #ba356186
 import copy
@@ -48,7 +47,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .downloads import download, one_at_a_time, unpack
 from .drawing import BREEDS, draw_pets
 from .engine.batches import BatchSpec, SpecLoader
 from .engine.modules import checksum
@@ -959,71 +957,3 @@ def image_files(paths,                      # paths, or a folder (with all folde
     return read_files(files, label_all(files, label), None, where, size=size, batch_size=batch_size,
                       valid_pct=valid_pct, seed=seed, flip=flip, min_scale=min_scale, mean=mean,
                       std=std, on_error=on_error, memory=memory)
-
-# %% ../nbs/00_pictures.ipynb #pictures-113
-PETS_URL = 'https://www.robots.ox.ac.uk/~vgg/data/pets/'
-PETS_MD5 = {'images': '5c4f3ee8e5d25df40f4fd59a7f44e54c', # of the archives, as in torchvision
-            'annotations': '95a8c909bbe2e81eed6a22bccdf3f68f'}
-
-def read_lists(folder):
-    "Names of the pictures of Oxford-IIIT Pet, in two lists."
-    texts = [(folder / 'annotations' / f'{part}.txt').read_text(encoding='utf-8')
-             for part in ('trainval', 'test')]
-    return [[line.split()[0] for line in text.splitlines() if line.strip()] for text in texts]
-
-# %% ../nbs/00_pictures.ipynb #7d1fa0c2
-def all_pets_there(folder):
-    "Are both lists there, and every photo in them?"
-    try: lists = read_lists(folder)
-    except OSError: return False
-    return all((folder / 'images' / f'{name}.jpg').exists() for names in lists for name in names)
-
-def fetch_pets(folder):
-    "Download and unpack what is missing; other processes wait until it is there."
-    if all_pets_there(folder): return
-    with one_at_a_time(folder / 'download'):
-        if all_pets_there(folder): return
-        for name, md5 in PETS_MD5.items():
-            file = f'{name}.tar.gz'
-            unpack(download(f'{PETS_URL}data/{file}', folder / file, f'md5:{md5}'), folder)
-
-# %% ../nbs/00_pictures.ipynb #5be2c9d4
-def pets_lists(root, download):
-    "Names of the pictures of Oxford-IIIT Pet, in two lists; downloads what is missing if told to."
-    folder = root / 'oxford-iiit-pet'
-    try:
-        if download: fetch_pets(folder)
-        return read_lists(folder)
-    except OSError as error:
-        why = error.__cause__ or error # without the advice that is given here
-        raise FileNotFoundError(
-            f'Oxford-IIIT Pet was not found in {folder.absolute()}, or not all of it ({why}). '
-            'Pass download=True (800 MB), or get images.tar.gz and annotations.tar.gz from '
-            f'{PETS_URL} and unpack them there') from error
-
-# %% ../nbs/00_pictures.ipynb #f83533da
-def oxford_pets(path,                       # where torchvision keeps it, in folder oxford-iiit-pet
-                *, download: bool = False,  # fetch it (800 MB) if it is not there
-                cats_vs_dogs: bool = False, # two classes instead of 37 breeds?
-                split: str = 'random',      # or 'official': trainval to train, test to validate
-                size: int | None = None,    # this and all that follow: as in `image_folders`
-                batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42, flip: bool = True,
-                min_scale: float = 1.0, mean=None, std=None, on_error: str = 'raise',
-                memory: float = 1.0,
-               ) -> ImageLoaders:
-    "Load the photos of Oxford-IIIT Pet (Parkhi et al., Cats and Dogs, CVPR 2012)."
-    check(split in ('random', 'official'), 'split', split, "'random' or 'official'")
-    root = Path(path).expanduser()
-    trainval, test = pets_lists(root, download)
-    names, is_valid = trainval + test, [False] * len(trainval) + [True] * len(test)
-    files = [root / 'oxford-iiit-pet' / 'images' / f'{name}.jpg' for name in names]
-    missing = [file for file in files if not file.exists()]
-    if missing and on_error == 'raise':
-        raise FileNotFoundError(f'{len(missing)} of {len(files)} photos are missing:'
-                                f' {few(missing)}. Pass download=True, and what is missing is'
-                                ' fetched and unpacked again')
-    labels = [name.rsplit('_', 1)[0] for name in names]
-    if cats_vs_dogs: labels = ['cat' if name[0].isupper() else 'dog' for name in names]
-    return read_files(files, labels, is_valid if split == 'official' else None, root, size=size,
-                      batch_size=batch_size, valid_pct=valid_pct, seed=seed, flip=flip,
-                      min_scale=min_scale, mean=mean, std=std, on_error=on_error, memory=memory)

@@ -55,6 +55,29 @@ def get_features(body: nn.Module, loader: Iterable # of (x, y)
     features, labels = zip(*pairs)
     return torch.cat(features), torch.cat(labels)
 
+# %% ../nbs/01_pretrained_body.ipynb #92b26374
+def _check_features(train: tuple, valid: tuple) -> None:
+    "Raise a `ValueError` unless both are features N x F with labels N, F being the same."
+    for name, (x, y) in (('train', train), ('valid', valid)):
+        if x.ndim != 2:
+            raise ValueError(f'{name}: features of shape {tuple(x.shape)}, not N x F; from maps '
+                             'N x F x H x W take the mean over the places, x.mean((2, 3)).')
+        if y.ndim != 1 or len(x) != len(y) or len(y) == 0:
+            raise ValueError(f'{name}: {len(x)} rows of features, labels {tuple(y.shape)}; wanted '
+                             'one label (the number of a class) for each row, and at least one.')
+        if y.is_floating_point() or y.min() < 0 or not x.isfinite().all():
+            raise ValueError(f'{name}: labels have to be whole numbers from 0 on, and features '
+                             'finite numbers.')
+    if train[0].shape[1] != valid[0].shape[1]:
+        raise ValueError(f'train has {train[0].shape[1]} features, valid {valid[0].shape[1]}; '
+                         'both have to come from the same body.')
+
+# %% ../nbs/01_pretrained_body.ipynb #9671dd55
+def _standardise(x: torch.Tensor, x_valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Return both as multiples of each feature's standard deviation in `x`, from its mean."
+    mean, std = x.mean(0), x.std(0, correction=0) + 1e-6
+    return (x - mean) / std, (x_valid - mean) / std
+
 # %% ../nbs/01_pretrained_body.ipynb #702c0700
 def centroid_accuracy(train: tuple, # features N x F and labels N
                       valid: tuple  # the same of other pictures
@@ -89,26 +112,3 @@ def linear_probe(train: tuple,       # features N x F and labels N
         return value
     optimizer.step(loss)
     return (nn.functional.linear(x_valid, weight, bias).argmax(1) == y_valid).float().mean().item()
-
-# %% ../nbs/01_pretrained_body.ipynb #92b26374
-def _check_features(train: tuple, valid: tuple) -> None:
-    "Raise a `ValueError` unless both are features N x F with labels N, F being the same."
-    for name, (x, y) in (('train', train), ('valid', valid)):
-        if x.ndim != 2:
-            raise ValueError(f'{name}: features of shape {tuple(x.shape)}, not N x F; from maps '
-                             'N x F x H x W take the mean over the places, x.mean((2, 3)).')
-        if y.ndim != 1 or len(x) != len(y) or len(y) == 0:
-            raise ValueError(f'{name}: {len(x)} rows of features, labels {tuple(y.shape)}; wanted '
-                             'one label (the number of a class) for each row, and at least one.')
-        if y.is_floating_point() or y.min() < 0 or not x.isfinite().all():
-            raise ValueError(f'{name}: labels have to be whole numbers from 0 on, and features '
-                             'finite numbers.')
-    if train[0].shape[1] != valid[0].shape[1]:
-        raise ValueError(f'train has {train[0].shape[1]} features, valid {valid[0].shape[1]}; '
-                         'both have to come from the same body.')
-
-# %% ../nbs/01_pretrained_body.ipynb #9671dd55
-def _standardise(x: torch.Tensor, x_valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Return both as multiples of each feature's standard deviation in `x`, from its mean."
-    mean, std = x.mean(0), x.std(0, correction=0) + 1e-6
-    return (x - mean) / std, (x_valid - mean) / std

@@ -3,7 +3,9 @@ import copy
 import hashlib
 import random
 import signal
+import threading
 from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -135,3 +137,47 @@ class WithoutPlans:
 
     def __iter__(self):
         return iter(self.loader)
+
+
+class Web(ThreadingHTTPServer):
+    """A server on this computer: `files` are bytes by path, `asked` the paths it was asked for, `cut` is after how many
+    bytes it breaks off."""
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.files, self.asked, self.cut = {}, [], None
+        self.url = f'http://127.0.0.1:{self.server_port}'
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        content = self.server.files.get(self.path)
+        self.send_response(404 if content is None else 200)
+        self.send_header('Content-Length', str(len(content or b'')))
+        self.end_headers()
+        try:
+            self.wfile.write((content or b'')[:self.server.cut])
+        except (BrokenPipeError, ConnectionResetError):  # whoever asked wanted only the address
+            pass
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def weights_cache(tmp_path):
+    "torchvision's cache of weights, empty."
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / 'hub')
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    yield tmp_path / 'hub' / 'checkpoints'
+    torch.hub.set_dir(before)

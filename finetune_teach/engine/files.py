@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-import safetensors
+import safetensors.torch
 
 # %% ../../nbs/engine/files.ipynb #05fada47
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 

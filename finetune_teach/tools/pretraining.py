@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from PIL import Image
