@@ -18,12 +18,12 @@ from .training_loop import Schedule
 # %% ../nbs/05_one_cycle.ipynb #fa55971c
 def cosine(start: float, end: float, share: float # how much of the way is done, 0 to 1
           ) -> float:
-    "A smooth way from `start` to `end`."
+    "Return the value at `share` of a smooth way from `start` to `end`."
     return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
 # %% ../nbs/05_one_cycle.ipynb #e70baf77
 def _share(position: float, start: float, end: float) -> float:
-    "How much of the way from `start` to `end` is done; in single precision, as fastai counts."
+    "Return how much of the way from `start` to `end` is done, in float32 as fastai."
     way = np.float32(end - start)
     return float((np.float32(position) - np.float32(start)) / way) if way else 0.0
 
@@ -48,7 +48,7 @@ def one_cycle(n_steps: int,                    # batches in the whole run
               pct_start: float = 0.25,         # share of the steps in which the rate rises
               moms: tuple[float, float, float] = (0.95, 0.85, 0.95) # momentum at start, peak, end
              ) -> Schedule:
-    "Rate up, then down; momentum down, then up (Smith 2018; the same numbers as fastai's)."
+    "Let the rate rise, then fall, the momentum fall, then rise (Smith 2018; fastai's numbers)."
     _check_cycle(div, div_final, pct_start, moms)
     peaks = [lr_max] if isinstance(lr_max, Real) else list(lr_max)
     def value(step, first, middle, last):
@@ -63,7 +63,7 @@ def one_cycle(n_steps: int,                    # batches in the whole run
 def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a list: a rate per group
                n_groups: int # number of layer groups
               ) -> list[float]:
-    "One learning rate for each layer group, from the input to the head."
+    "Return one learning rate for each layer group, from the input to the head."
     if hasattr(lr, 'tolist'): # an array, a tensor, a number of numpy's
         lr = lr.tolist()
     if isinstance(lr, slice) and lr.start is None:
@@ -83,7 +83,7 @@ def spread_lrs(lr,           # a rate; slice(last); slice(first, last); or a lis
 
 # %% ../nbs/05_one_cycle.ipynb #5e52d137
 def _check_rates(lrs: Sequence[float], given) -> None:
-    "A `ValueError` unless all rates are positive numbers."
+    "Raise a `ValueError` unless all rates are positive numbers."
     for lr in lrs:
         try:
             good = isinstance(lr, Real) and not isinstance(lr, bool) and 0 < float(lr) < math.inf
@@ -106,7 +106,7 @@ def fine_tune_schedule(steps_per_epoch: int,  # batches in an epoch
                        moms: tuple[float, float, float] = (0.95, 0.85, 0.95), # start, peak, end
                        n_groups: int = 3      # layer groups
                       ) -> Schedule:
-    "Rates and momenta of both phases of `fine_tune`; where a group is frozen it has none (nan)."
+    "Return rates and momenta of both phases of `fine_tune`; NaN where a group is frozen."
     frozen = one_cycle(freeze_epochs * steps_per_epoch, base_lr, 25, div_final, 0.99, moms)
     peaks = spread_lrs(slice(base_lr / 2 / lr_mult, base_lr / 2), n_groups)
     unfrozen = one_cycle(epochs * steps_per_epoch, peaks, div, div_final, pct_start, moms)

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..engine.explorer import Explorer, slider
+from ..engine.modules import count_parameters
 from ..engine.random_state import keep_random_state
-from ..freezing import _parts, _size, freeze_to, layer_groups
+from ..freezing import children_with_parameters, freeze_to, layer_groups
 
 # %% ../../nbs/tools/explore_freezing.ipynb #9e9c196f
 def activation_memory(model: nn.Module, x: torch.Tensor) -> int: # bytes
@@ -81,10 +82,11 @@ def _layers(model: nn.Module) -> list[tuple[int, str, int]]: # group, name, para
     "The parts of a network from the input to the head, for a drawing."
     names = {module: name.split('.', 1)[-1] for name, module in model.named_modules()}
     *body, head = layer_groups(model)
-    layers = [(i, names[module], _size(module))
+    layers = [(i, names[module], count_parameters(module)[0])
               for i, group in enumerate(body) for module in group.modules]
-    of_head = [part for module in head.modules for part in _parts(module) or [module]]
-    return layers + [(len(body), type(part).__name__, _size(part)) for part in of_head]
+    of_head = [part for module in head.modules
+               for part in children_with_parameters(module) or [module]]
+    return layers + [(len(body), type(part).__name__, count_parameters(part)[0]) for part in of_head]
 
 def _count(n: int) -> str:
     "1234567 as '1.23 M'."
