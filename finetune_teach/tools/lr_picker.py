@@ -29,7 +29,7 @@ from ..engine.random_state import keep_random_state, with_own_random_state
 from ..freezing import layer_groups
 from ..lr_finder import (
     RULES, LRFinder, lr_find, nearest_rate, plot_lr_find, rate_text)
-from ..one_cycle import one_cycle, spread_lrs
+from ..one_cycle import check_epochs, one_cycle, spread_lrs
 from ..pictures import COLOURS, new_axes
 from ..training_loop import (
     create_optimizer, error_rate, fit_steps, get_logits, set_weight_decay)
@@ -48,6 +48,7 @@ class PreviewTrainer:
                  metrics=(error_rate,), wd=0.01, moms=(0.95, 0.85, 0.95), seed=None,
                  epochs_begun=0, precision='fp32', cache=None):
         "Each as for `fit` or its recorder; no seed is 0 here."
+        check_epochs(epochs)
         optimizer = create_optimizer(model, wd) if optimizer is None else optimizer
         self.model, self.optimizer = copy.deepcopy((model, optimizer)) # both may go on to learn
         view = with_precision(self.model, precision)
