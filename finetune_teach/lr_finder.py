@@ -197,7 +197,7 @@ def lr_find(model: nn.Module,          # it is not changed
     _check_search(dls, start_lr, end_lr)
     rates, lrs, losses = exponential(max(num_it, 6), start_lr, end_lr), [], []
     with keep_random_state(), seeded(seed):
-        copied, loaders, loss_func = prepare(copy.deepcopy(model), dls, loss_func, precision, cache)
+        copied, loaders = prepare(copy.deepcopy(model), dls, precision, cache)
         endless = chain.from_iterable(repeat(loaders.train))
         for step in train_epoch(copied, endless, zip(*rates), create_optimizer(copied, wd),
                                 loss_func):
