@@ -122,7 +122,7 @@ def fine_tune_schedule(steps_per_epoch: int,  # batches in an epoch
                        moms: tuple[float, float, float] = (0.95, 0.85, 0.95), # start, peak, end
                        n_groups: int = 3      # layer groups
                       ) -> Schedule:
-    "Rates and momenta of both phases of `fine_tune`; where a group is frozen it has none (NaN)."
+    "Return rates and momenta of both phases of `fine_tune`; NaN where a group is frozen."
     check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult)
     frozen = one_cycle(freeze_epochs * steps_per_epoch, base_lr, 25, div_final, 0.99, moms)
     peaks = spread_lrs(slice(base_lr / 2 / lr_mult, base_lr / 2), n_groups)

@@ -128,7 +128,7 @@ def train(model: nn.Module, dls, epochs: int, schedule: Schedule,
 # %% ../nbs/04_training_loop.ipynb #0d548f7c
 def prepare(model: nn.Module, dls, precision: str = 'fp32',
             cache: FeatureCache | None = None) -> tuple: # module and loaders to train with
-    "What is really trained: of a frozen body only the head, of several processes each its share."
+    "Return what is really trained: of a frozen body only the head, in each process its share."
     model, loaders = share_work(with_precision(model, precision), dls)
     return cache_features(model, loaders, cache if world().size == 1 else None)
 
@@ -149,13 +149,14 @@ def _check_schedule(epochs: int, schedule: Schedule, dls, n_groups: int) -> None
 def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_entropy,
               metrics=(error_rate,), recorder=None, seed=None, show=True, callbacks=(), done=0,
               precision='fp32', cache=None) -> Iterator[Recorder]: # all as for `fit`
-    "What `fit` does, as a generator: the recorder is given after each step and each epoch."
+    "Train as `fit` does; yield the recorder after each step and after each epoch."
     optimizer = create_optimizer(model) if optimizer is None else optimizer
     recorder = Recorder() if recorder is None else recorder
-    recorder.begin_phase(phase_name(model), [group.name for group in layer_groups(model)])
+    groups = [group.name for group in layer_groups(model)]
     metrics = [metrics] if callable(metrics) else metrics
     schedule, names = Schedule(*schedule), metric_names(metrics)
-    _check_schedule(epochs, schedule, dls, len(recorder.group_names))
+    _check_schedule(epochs, schedule, dls, len(groups))
+    recorder.begin_phase(phase_name(model), groups)
     table = ResultsTable(names, show and world().rank == 0)
     for row in recorder.history[len(recorder.history) - done:]:
         table.add(row)
@@ -165,7 +166,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     for epoch in range(done, epochs):
         start, position, sizes = time.perf_counter(), recorder.position, []
         part = Schedule(*(v[epoch * n_steps:(epoch + 1) * n_steps] for v in schedule))
-        batches = Loaders(_measured(table.progress(loaders.train), sizes), loaders.valid)
+        batches = Loaders(_counted(table.progress(loaders.train), sizes, n_steps), loaders.valid)
         step = guarded(train_step, partial(_place, epoch, sizes, part),
                        partial(batch_names, loaders.train))
         with seeded(recorder.begin_epoch(seed)):
@@ -177,9 +178,10 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
                     yield recorder
         recorder.add_epoch(epoch, sizes, event, names, time.perf_counter() - start)
         table.add(recorder.history[-1])
-        if any([callback(model, recorder) for callback in callbacks]): # each is called
-            return
+        stop = any([callback(model, recorder) for callback in callbacks]) # each is called
         yield recorder
+        if stop:
+            return
 
 # %% ../nbs/04_training_loop.ipynb #d27ce098
 def _counted(batches: Iterable, sizes: list[int], n_steps: int) -> Iterator:

@@ -54,14 +54,14 @@ class FeatureCache:
         self.tables = {} # by loader: key, table
 
     def table(self, body: nn.Module, loader: SpecLoader, weights: str) -> FeatureTable:
-        "The features of a loader's pictures; none are filled if anything has changed."
+        "Return the table of a loader; it is a new, empty one if anything has changed."
         key = self.cache_key(body, loader, weights)
         if self.tables.get(id(loader), ('', None, None))[0] != key:
             self.tables[id(loader)] = key, FeatureTable(loader), loader # keeps the loader alive
         return self.tables[id(loader)][1]
 
     def cache_key(self, body: nn.Module, loader: SpecLoader, weights: str) -> str:
-        "Text that changes when weights, precision or pictures change."
+        "Return a text that changes when weights, precision or pictures change."
         first = BatchSpec(torch.tensor([0]), torch.tensor([False]), None)
         return ' '.join([weights, loader.pictures_key(),
                          checksum({'features': frozen_features(body, loader, first)})])
