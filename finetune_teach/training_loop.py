@@ -126,11 +126,11 @@ def train(model: nn.Module, dls, epochs: int, schedule: Schedule,
         yield Epoch(compute_metrics(logits, targets, loss_func, metrics), logits, targets)
 
 # %% ../nbs/04_training_loop.ipynb #0d548f7c
-def prepare(model: nn.Module, dls, loss_func: Callable, precision: str = 'fp32',
-            cache: FeatureCache | None = None) -> tuple: # module, loaders and loss to train with
+def prepare(model: nn.Module, dls, precision: str = 'fp32',
+            cache: FeatureCache | None = None) -> tuple: # module and loaders to train with
     "Return what is really trained: of a frozen body only the head, in each process its share."
-    model, loaders, loss_func = share_work(with_precision(model, precision), dls, loss_func)
-    return *cache_features(model, loaders, cache), loss_func
+    model, loaders = share_work(with_precision(model, precision), dls)
+    return cache_features(model, loaders, cache if world().size == 1 else None)
 
 def _check_schedule(epochs: int, schedule: Schedule, dls, n_groups: int) -> None:
     "Raise a `ValueError` if there is nothing to train on, or the schedule is for something else."
@@ -160,7 +160,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     table = ResultsTable(names, show and world().rank == 0)
     for row in recorder.history[len(recorder.history) - done:]:
         table.add(row)
-    trained, loaders, loss_func = prepare(model, dls, loss_func, precision, cache)
+    trained, loaders = prepare(model, dls, precision, cache)
     n_steps = len(loaders.train)
     listeners = [c.after_step for c in callbacks if hasattr(c, 'after_step')]
     for epoch in range(done, epochs):

@@ -55,10 +55,10 @@ class FeatureCache:
 
     def table(self, body: nn.Module, loader: SpecLoader, weights: str) -> FeatureTable:
         "Return the table of a loader; it is a new, empty one if anything has changed."
-        key, owner = self.cache_key(body, loader, weights), loader.origin
-        if self.tables.get(id(owner), ('', None, None))[0] != key:
-            self.tables[id(owner)] = key, FeatureTable(loader), owner # keeps the loader alive
-        return self.tables[id(owner)][1]
+        key = self.cache_key(body, loader, weights)
+        if self.tables.get(id(loader), ('', None, None))[0] != key:
+            self.tables[id(loader)] = key, FeatureTable(loader), loader # keeps the loader alive
+        return self.tables[id(loader)][1]
 
     def cache_key(self, body: nn.Module, loader: SpecLoader, weights: str) -> str:
         "Return a text that changes when weights, precision or pictures change."
