@@ -17,7 +17,6 @@ from torchvision import models
 
 from conftest import changed, publish, same_bits, small_network, state
 from finetune_teach.engine.history import Recorder
-from finetune_teach.engine.precision import has_bf16
 from finetune_teach.engine.tiny_resnet import tiny_resnet
 from finetune_teach.fine_tuning import Learner
 from finetune_teach.freezing import freeze, unfreeze
@@ -415,24 +414,6 @@ def test_predict_names_a_missing_file(make_learner):
         make_learner().predict('no_such_pet.jpg')
 
 
-def test_summary(make_learner):
-    learn = make_learner()
-    text = learn.summary()
-    assert str(text) == repr(text)
-    lines = text.splitlines()
-    groups = [line.split()[0] for line in lines[1:-1]]
-    order = ['early', 'late', 'head']
-    assert groups == sorted(groups, key=order.index) and set(groups) == set(order)
-    head = sum(p.numel() for p in learn.model[1].parameters())
-    everything = sum(p.numel() for p in learn.model.parameters())
-    assert lines[-1].startswith(f'{head:,} of {everything:,} parameters learn')
-    assert [line.split()[-1] for line in lines[1:-1]] == ['no'] * (len(lines) - 3) + ['yes']
-    assert '4x16x16' in lines[1], 'the shape after the first layer: 4 channels, half of 32 pixels'
-    learn.unfreeze()
-    assert all(line.endswith('yes') for line in learn.summary().splitlines()[1:-1])
-    assert not [m for m in learn.model.modules() if m._forward_hooks], 'nothing stays behind'
-
-
 def test_plot_schedule_before_training(make_learner):
     learn = make_learner()
     rates, momenta = learn.recorder.plot_schedule(learn.one_cycle_schedule(3, slice(1e-6, 1e-4)))
@@ -747,62 +728,6 @@ def test_on_a_gpu(make_learner, pets, tmp_path):
     assert torch.allclose(again.probabilities, answer.probabilities, atol=1e-2)
     other.fit(1, 1e-3)
     make_learner(device='cuda').load(tmp_path / 'a').fit(1, 1e-3)
-
-
-# Precision
-
-def test_sixteen_bits_train_as_well(make_learner, tmp_path):
-    "The same seed, every way of counting: other numbers, but nearly the same loss."
-    losses = {}
-    for precision in ('fp32', 'bf16'):
-        learn = make_learner(precision=precision)
-        learn.fine_tune(2)
-        losses[precision] = learn.recorder.history[-1]['valid_loss']
-        assert all(p.dtype == torch.float32 for p in learn.model.parameters())
-        assert learn.predict(learn.dls.valid.pictures[0]).probabilities.dtype == torch.float32
-    assert losses['bf16'] != losses['fp32'] and losses['bf16'] == pytest.approx(losses['fp32'], rel=.05)
-    again = load_learner(learn.save(tmp_path / 'bf16'), arch=small_network())
-    picture = learn.dls.valid.pictures[0]
-    assert torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
-
-
-def test_precision_can_be_changed_and_an_error_leaves_no_trace(make_learner):
-    body = make_learner().model[0].eval()
-    x = torch.randn(2, 3, 32, 32)
-    exact = body(x)
-    assert not torch.equal(set_precision(body, 'bf16')(x), exact)
-    assert torch.is_autocast_enabled('cpu') is False
-    with pytest.raises(RuntimeError):
-        body(torch.randn(2, 5, 32, 32))
-    assert torch.is_autocast_enabled('cpu') is False
-    assert torch.equal(set_precision(body, 'fp32')(x), exact)
-    rounded = torch.equal(set_precision(body, 'auto')(x), exact) is False
-    assert rounded == has_bf16(torch.device('cpu'))
-    with pytest.raises(ValueError, match="precision='half': there are fp32, bf16, auto"):
-        set_precision(body, 'half')
-
-
-def test_features_of_another_precision_are_not_reused(make_learner):
-    learn = make_learner()
-    exact = learn.validate().valid_loss
-    set_precision(learn.model[0], 'bf16')
-    assert learn.validate().valid_loss != exact
-
-
-# A frozen body's features stay known
-
-def test_looking_leaves_known_features_and_changes_nothing(make_learner):
-    "With or without a finder and a validation before: the same weights to the bit."
-    def trained(look):
-        learn = make_learner(drawn_pets(n_train=4, n_valid=3, size=32))
-        if look:
-            learn.lr_find(num_it=11), learn.validate(), learn.lr_find(seed=5)
-            assert learn.dls.train.known_features.known.any()
-        learn.fit_one_cycle(2, 1e-2)
-        learn.validate()
-        learn.fine_tune(1)
-        return state(learn.model)
-    assert same_bits(trained(look=True), trained(look=False))
 
 
 @pytest.mark.parametrize('call', [lambda learn: learn.validate(), lambda learn: learn.summary(),
