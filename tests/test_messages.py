@@ -39,8 +39,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import finetune_teach
 from finetune_teach import __main__ as command_line
 from finetune_teach import pictures, pretraining, processes, saving
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.decoding import load_picture
 from finetune_teach.engine.downloads import download
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.engine.random_state import not_repeatable
 from finetune_teach.engine.saving import read_saved, read_tensors, write_tensors
 from finetune_teach.engine.tiny_resnet import read_weights
@@ -50,8 +51,7 @@ from finetune_teach.one_cycle import spread_lrs
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, top_mistakes)
 from finetune_teach.oxford_pets import oxford_pets
-from finetune_teach.pictures import (
-    ImageLoader, drawn_pets, image_files, image_folders, load_picture)
+from finetune_teach.pictures import ImageLoader, drawn_pets, image_files, image_folders
 from finetune_teach.pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from finetune_teach.random_head import create_head

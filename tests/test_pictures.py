@@ -23,9 +23,11 @@ from PIL import Image, features
 
 from finetune_teach import pictures as P
 from finetune_teach.engine.batches import BatchSpec
+from finetune_teach.engine.decoding import load_picture
+from finetune_teach.engine.loaders import ImageLoaders
+from finetune_teach.engine.plots import show_pictures
 from finetune_teach.oxford_pets import oxford_pets
-from finetune_teach.pictures import (
-    ImageLoader, ImageLoaders, drawn_pets, image_files, image_folders, load_picture, show_pictures)
+from finetune_teach.pictures import ImageLoader, drawn_pets, image_files, image_folders
 
 # the folders made here have 25 dogs and 2 eels, which is told each time
 pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import same_bits, state
 from finetune_teach import pretraining
-from finetune_teach.drawing import draw_pets
+from finetune_teach.engine.drawing import draw_pets
 from finetune_teach.engine.modules import checksum
 from finetune_teach.engine.random_state import seeded
 from finetune_teach.engine.tiny_resnet import WEIGHTS_FILE, TinyResNet, read_weights, tiny_resnet

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from finetune_teach.engine.explorer import two_digits
+from finetune_teach.engine.folders import label_all, label_function, random_split
 from finetune_teach.engine.history import smooth
 from finetune_teach.engine.metrics import metric_names
 from finetune_teach.engine.random_state import seeded
 from finetune_teach.freezing import freeze_to, layer_groups
 from finetune_teach.lr_finder import (
-    LRFinder, known_points, rate_text, suggest_minimum, suggest_steep, suggest_valley)
+    LRFinder, rate_text, suggest_minimum, suggest_steep, suggest_valley)
 from finetune_teach.one_cycle import cosine, fine_tune_schedule, one_cycle, spread_lrs
-from finetune_teach.pictures import divide, label_all, label_function, random_crops, random_split
+from finetune_teach.pictures import random_crops
 from finetune_teach.tools.command_line import parser
 from finetune_teach.tools.lr_picker import LRPicker
 from finetune_teach.training_loop import constant, create_optimizer

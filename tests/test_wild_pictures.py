@@ -19,9 +19,11 @@ import torch
 from PIL import Image, features
 
 from finetune_teach import pictures as P
-from finetune_teach.pictures import (
-    ImageLoader, ImageLoaders, drawn_pets, image_files, image_folders, load_picture, printable,
-    show_pictures)
+from finetune_teach.engine.decoding import load_picture
+from finetune_teach.engine.loaders import ImageLoaders
+from finetune_teach.engine.messages import printable
+from finetune_teach.engine.plots import show_pictures
+from finetune_teach.pictures import ImageLoader, drawn_pets, image_files, image_folders
 
 RED, BLUE = (200, 30, 30), (20, 40, 210)
 

@@ -1,2 +1,0 @@
-# TEMPORARY: until all import from engine.drawing
-from .engine.drawing import *
