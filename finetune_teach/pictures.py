@@ -166,25 +166,31 @@ def picture_loaders(files: list,               # paths
                     on_error: str = 'raise', memory: float = 1.0) -> ImageLoaders:
     "Return the loaders of picture files whose classes are known."
     check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory)
-    where, store = printable(where), PictureStore(files, memory)
-    check_classes(labels, is_valid, where)
+    where, store, sound = printable(where), PictureStore(files, memory), True
+    try:
+        check_classes(labels, is_valid, where)
+    except ValueError:
+        if on_error == 'raise':
+            store.require(size or 64)  # unreadable files may be the cause: tell them first
+            raise
+        sound = False
     if is_valid is None:
         is_valid = random_split(number_classes(labels)[1], valid_pct, seed)
-    warn(similar_class_names(labels, where))
-    warn(class_imbalance(labels, where))
     make = partial(_loaders_of, store, where, batch_size, size, mean, std,
                    dict(shuffle=True, flip=flip, min_scale=min_scale))
-    is_valid = torch.as_tensor(is_valid)
+    is_valid = torch.as_tensor(is_valid, dtype=torch.bool)
     if on_error == 'raise':
         return make(torch.arange(len(files)), labels, is_valid)
     unread = UnreadLoaders(make, store, labels, is_valid, size, where)
-    return unread if size is None else unread.read(size)
+    return unread if sound and size is None else unread.read(64)
 
 def _loaders_of(store, where, batch_size, size, mean, std, augmentation, places, labels, is_valid,
                 skipped=()) -> ImageLoaders:
     "Return the loaders of some places in a store."
     mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
     classes, y = number_classes(labels)
+    warn(similar_class_names(labels, where))
+    warn(class_imbalance(labels, where))
     def loader(part, **more):
         at = places[part]
         return ImageLoader(StoredPictures(store, at, size or 64), y[part], batch_size,

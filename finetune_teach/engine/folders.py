@@ -36,7 +36,7 @@ def existing_folder(path: str | os.PathLike) -> Path:
                          ' you may read') from None
     return folder
 
-# %% ../../nbs/engine/folders.ipynb #b960369a
+# %% ../../nbs/engine/folders.ipynb #fc4b37dd
 JUNK = {'thumbs.db', 'desktop.ini', '__macosx', 'icon\r', '$recycle.bin', '@eadir', 'lost+found',
         'system volume information'}
 
@@ -48,7 +48,7 @@ def search_progress() -> tqdm:
     "Return a progress bar that appears if looking for files takes longer than two seconds."
     return tqdm(desc='looking for pictures', unit=' files', leave=False, delay=2)
 
-def list_folder(folder: str, bar: tqdm, seen: set) -> list[tuple[str, bool]] | None:
+def list_folder(folder: Path, bar: tqdm, seen: set) -> list[tuple[Path, bool]] | None:
     "Return the sorted (path, is it a folder?) in a folder; None if `seen` before or unreadable."
     try:
         about, entries = os.stat(folder), []
@@ -61,19 +61,19 @@ def list_folder(folder: str, bar: tqdm, seen: set) -> list[tuple[str, bool]] | N
                 bar.update()
     except OSError:
         return None
-    return [(entry.path, os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())
-            for entry in sorted(entries, key=lambda entry: os.path.normcase(entry.name))
-            if not is_hidden(entry.name)]
+    return [(folder / e.name, os.path.isdir(e.path) if e.is_symlink() else e.is_dir())
+            for e in sorted(entries, key=lambda e: os.path.normcase(e.name))
+            if not is_hidden(e.name)]
 
 def files_under(folder: Path, bar: tqdm, above=()) -> list[Path]:
     "Return all files in a folder and its sub-folders, sorted, without hidden ones."
     seen = {(about.st_dev, about.st_ino) for about in map(os.stat, above)}
-    found, todo = [], [(os.fspath(folder), True)]
+    found, todo = [], [(folder, True)]
     while todo:
         path, is_folder = todo.pop()
         entries = list_folder(path, bar, seen) if is_folder else None
         if entries is None:
-            found.append(Path(path))
+            found.append(path)
         else:
             todo += reversed(entries)
     return found
