@@ -31,7 +31,7 @@ from .engine.summary import Text, summary
 from .engine.table import in_notebook
 from .freezing import freeze, layer_groups, phase_name, unfreeze
 from .lr_finder import LRFinder, lr_find
-from .one_cycle import one_cycle, spread_lrs
+from .one_cycle import check_epochs, check_fine_tune, one_cycle, spread_lrs
 from .training_loop import (
     Schedule, constant, create_optimizer, error_rate, fit, set_weight_decay, validate)
 
@@ -43,6 +43,7 @@ def fit_one_cycle(model: nn.Module, dls, epochs: int, # as for `fit`
                   **options                           # for `fit`: metrics, recorder, seed, ...
                  ) -> Recorder:
     "Train with one cycle of the learning rate."
+    check_epochs(epochs)
     lrs = spread_lrs(lr_max, len(layer_groups(model)))
     schedule = one_cycle(epochs * len(dls.train), lrs, div, div_final, pct_start, moms)
     return fit(model, dls, epochs, schedule, **options)
@@ -60,6 +61,9 @@ def fine_tune(model: nn.Module,        # `nn.Sequential(body, head)`, or any net
               **options                # for both calls of `fit`
              ) -> Recorder:
     "Train the head with the body frozen, then everything with small, discriminative rates."
+    check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult)
+    if 'lr_max' in options:
+        raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
     options.setdefault('recorder', Recorder())
     if freeze_epochs:
         freeze(model, train_bn)
@@ -150,9 +154,7 @@ class Learner:
 
     def n_steps(self, n_epoch: int) -> int:
         "The number of batches in `n_epoch` epochs."
-        if not isinstance(n_epoch, int) or n_epoch < 1:
-            raise ValueError('the number of epochs has to be a whole number from 1 up, '
-                             f'not {n_epoch!r}.')
+        check_epochs(n_epoch)
         return n_epoch * len(self.loaders.train)
 
     def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool,
@@ -179,26 +181,14 @@ class Learner:
                   **kwargs # for both calls of `fit_one_cycle`; the others as for `fine_tune` above
                  ) -> None:
         "Train the head with the body frozen, then everything with small, discriminative rates."
-        self._check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult, kwargs)
+        if self.description.get('weights', '') is None:
+            warnings.warn('nothing is pretrained in this model, so freezing protects random '
+                          'weights; fit_one_cycle trains everything from scratch.', stacklevel=2)
         def fit_phase(model, dls, n_epoch, lr_max, recorder, **options):
             self.optimizer.state.clear() # made while other layers were learning
             self.fit_one_cycle(n_epoch, lr_max, **options)
-        fine_tune(self.model, self.dls, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div,
+        fine_tune(self.model, self.loaders, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div,
                   self.train_bn, fit_phase, **kwargs)
-
-    def _check_fine_tune(self, epochs, base_lr, freeze_epochs, lr_mult, kwargs) -> None:
-        "Mistakes show now, not after the frozen epochs."
-        if 'lr_max' in kwargs:
-            raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
-        for n in {epochs, freeze_epochs or epochs}:
-            self.n_steps(n)
-        if not lr_mult > 0:
-            raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: '
-                             'the head\'s rate is divided by it.')
-        spread_lrs(base_lr, 1)
-        if self.description.get('weights', '') is None:
-            warnings.warn('nothing is pretrained in this model, so freezing protects random '
-                          'weights; fit_one_cycle trains everything from scratch.', stacklevel=3)
 
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
                 **kwargs                 # `lr_find`: start_lr, end_lr, num_it, stop_div

@@ -19,7 +19,7 @@ from .pictures import COLOURS, new_axes
 
 # %% ../nbs/08_overfitting.ipynb #1d3c0e43
 def _costs(rows: Sequence[dict], key: str, lowest: bool | None) -> list[float]:
-    "A column as numbers of which the lowest is best; where there is no number, infinity."
+    "Return a column as numbers of which the lowest is best; infinity for NaN."
     columns = {k for row in rows for k, v in row.items() if isinstance(v, (int, float))}
     if key not in columns:
         raise ValueError(f'no column {key!r}; there are {sorted(columns) or "no epochs yet"}.')
@@ -69,12 +69,16 @@ class KeepBest:
     "A callback that keeps a copy of the weights of the best epoch it has seen; one for each run."
     def __init__(self, key: str = 'valid_loss',    # a column of the table of results
                  lowest: bool | None = None):      # is low good? as in `best_epoch`
-        self.key, self.lowest = key, lowest
-        self.recorder, self.epoch, self.weights, self.cost = None, None, None, math.inf
+        self.key, self.lowest, self.recorder = key, lowest, None
+        self.forget()
+
+    def forget(self) -> None:
+        "Begin anew: no epoch was seen."
+        self.epoch, self.weights, self.cost = None, None, math.inf
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> None:
         if self.recorder is not None and recorder is not self.recorder: # of another run: no use
-            self.__init__(self.key, self.lowest)
+            self.forget()
         self.recorder = recorder
         cost = _costs(recorder.history[-1:], self.key, self.lowest)[0]
         if cost < self.cost: # of equal ones the first
@@ -82,7 +86,7 @@ class KeepBest:
             self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        "What a checkpoint keeps of it."
+        "Return all of it that a checkpoint has to keep."
         epoch = -1 if self.epoch is None else self.epoch
         found = torch.tensor([self.cost, epoch], dtype=torch.float64) # all digits of the cost
         return {'best': found, **{f'weights.{k}': t for k, t in (self.weights or {}).items()}}
@@ -104,14 +108,14 @@ class KeepBest:
 
 # %% ../nbs/08_overfitting.ipynb #103450de
 def _check(logits: torch.Tensor, targets: torch.Tensor) -> None:
-    "A `ValueError` unless these are logits N x C and labels N."
+    "Raise a `ValueError` unless these are logits N x C and labels N."
     good = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
     if not good or targets.shape != logits.shape[:1]:
         raise ValueError(f'logits {tuple(logits.shape)} and labels {tuple(targets.shape)}: wanted '
                          'are logits N x C of two classes or more, and N labels.')
     if n := (~logits.isfinite().all(1)).sum().item():
-        raise ValueError(f'{n} of {len(logits)} rows of logits are not finite numbers: look for '
-                         'pictures or weights that are no numbers.')
+        raise ValueError(f'{n} of {len(logits)} rows of logits are not finite: look for NaN in '
+                         'pictures or weights.')
 
 # %% ../nbs/08_overfitting.ipynb #b39ea572
 def confidences(logits: torch.Tensor # N x C: any numbers, not yet probabilities
@@ -121,7 +125,7 @@ def confidences(logits: torch.Tensor # N x C: any numbers, not yet probabilities
 
 # %% ../nbs/08_overfitting.ipynb #4adb14dc
 class CalibrationBin(NamedTuple):
-    "PredictedLabels that were given with about the same confidence."
+    "The answers that were given with about the same confidence."
     low: float        # above this confidence
     high: float       # up to this one
     count: int        # how many answers

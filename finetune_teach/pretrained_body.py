@@ -18,7 +18,7 @@ from .engine.weights import load_network
 
 # %% ../nbs/01_pretrained_body.ipynb #183d78ec
 def last_layer(net: nn.Module) -> tuple[str, nn.Module]:
-    "Name and module of the layer that turns features into class logits: `net`'s last linear layer."
+    "Return name and module of the last linear layer: it turns features into class logits."
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not layers: # the squeezenets end in a convolution
         layers = [(name, m) for name, m in net.named_modules()
@@ -47,7 +47,7 @@ def create_body(arch: Callable | str | nn.Module = tiny_resnet, # builder, its n
 @torch.no_grad()
 def get_features(body: nn.Module, loader: Iterable # of (x, y)
                 ) -> tuple[torch.Tensor, torch.Tensor]: # N x F and labels N, on the CPU
-    "What `body` gives for all pictures of a loader, in evaluation mode."
+    "Return the features and labels of all pictures of a loader; `body` is in evaluation mode."
     body.eval()
     pairs = [(body(x).float().cpu(), y.cpu()) for x, y in loader]
     if not pairs:
@@ -57,7 +57,7 @@ def get_features(body: nn.Module, loader: Iterable # of (x, y)
 
 # %% ../nbs/01_pretrained_body.ipynb #92b26374
 def _check_features(train: tuple, valid: tuple) -> None:
-    "A `ValueError` unless both are features N x F with labels N, F being the same."
+    "Raise a `ValueError` unless both are features N x F with labels N, F being the same."
     for name, (x, y) in (('train', train), ('valid', valid)):
         if x.ndim != 2:
             raise ValueError(f'{name}: features of shape {tuple(x.shape)}, not N x F; from maps '
@@ -74,7 +74,7 @@ def _check_features(train: tuple, valid: tuple) -> None:
 
 # %% ../nbs/01_pretrained_body.ipynb #9671dd55
 def _standardise(x: torch.Tensor, x_valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "Both as multiples of the standard deviation of each feature in `x`, from its mean."
+    "Return both as multiples of each feature's standard deviation in `x`, from its mean."
     mean, std = x.mean(0), x.std(0, correction=0) + 1e-6
     return (x - mean) / std, (x_valid - mean) / std
 
@@ -82,7 +82,7 @@ def _standardise(x: torch.Tensor, x_valid: torch.Tensor) -> tuple[torch.Tensor, 
 def centroid_accuracy(train: tuple, # features N x F and labels N
                       valid: tuple  # the same of other pictures
                      ) -> float:
-    "Share of `valid` whose nearest class centroid is the right one; centroids are from `train`."
+    "Return the share of `valid` whose nearest class centroid, of `train`, is the right one."
     _check_features(train, valid)
     (x, y), (x_valid, y_valid) = train, valid
     x, x_valid = _standardise(x, x_valid)
@@ -97,7 +97,7 @@ def linear_probe(train: tuple,       # features N x F and labels N
                  valid: tuple,       # the same of other pictures
                  decay: float = 0.01 # times the sum of the squared weights, is added to the loss
                 ) -> float:
-    "Share of `valid` that a linear layer, trained on `train`, names (Alain and Bengio 2016)."
+    "Return the share of `valid` that a linear layer learns to name (Alain and Bengio 2016)."
     _check_features(train, valid)
     (x, y), (x_valid, y_valid) = train, valid
     x, x_valid = _standardise(x.detach().float(), x_valid.detach().float())

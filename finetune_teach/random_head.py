@@ -48,7 +48,7 @@ def check_head(head: nn.Module,   # to be tried on random features, in evaluatio
                n_features: int,   # F
                n_classes: int     # C
               ) -> None:
-    "A `ValueError` if `head` does not turn N x F features into N x C logits."
+    "Raise a `ValueError` unless `head` turns N x F features into N x C logits."
     parameter = next(head.parameters(), torch.empty(0))
     with modes_kept(head):
         try:

@@ -87,28 +87,28 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, wd: float) -> None:
 
 # %% ../nbs/04_training_loop.ipynb #ed8e713d
 def accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    "Share of pictures whose highest logit is that of their class."
+    "Return the share of pictures whose highest logit is that of their class."
     return (logits.argmax(1) == targets).float().mean().item()
 
 def error_rate(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    "Share of pictures that get the wrong class: 1 - accuracy."
+    "Return the share of pictures that get the wrong class, 1 - accuracy."
     return 1 - accuracy(logits, targets)
 
 def get_logits(model: nn.Module, loader: Iterable # of (x, y)
               ) -> tuple[torch.Tensor, torch.Tensor]: # logits N x C and labels N, on the CPU
-    "The model's logits for all pictures of a loader, in evaluation mode."
+    "Return the logits and labels of all pictures of a loader; `model` is in evaluation mode."
     return get_features(model, loader) # of a body it gives features, of a whole model logits
 
 def validate(model: nn.Module, loader: Iterable, loss_func: Callable = F.cross_entropy,
              metrics: Sequence[Callable] = (error_rate,)) -> list[float]: # loss, then each metric
-    "Loss and metrics over all pictures of a loader at once (not averaged over batches)."
+    "Return loss and metrics over all pictures of a loader at once, not averaged over batches."
     return compute_metrics(*get_logits(model, loader), loss_func, metrics)
 
 # %% ../nbs/04_training_loop.ipynb #bb98bf83
 def train_epoch(model: nn.Module, loader: Iterable, rates: Iterable, # of (lrs, moms), a step each
                 optimizer: torch.optim.Optimizer, loss_func: Callable = F.cross_entropy,
                 step: Callable = train_step) -> Iterator[Step]:
-    "One time through the batches; gives a `Step` after each."
+    "Go through the batches once; yield a `Step` after each."
     model.train()
     for (x, y), (lrs, moms) in zip(loader, rates):
         set_rates(optimizer, lrs, moms)
@@ -118,7 +118,7 @@ def train(model: nn.Module, dls, epochs: int, schedule: Schedule,
           optimizer: torch.optim.Optimizer, loss_func: Callable = F.cross_entropy,
           metrics: Sequence[Callable] = (error_rate,),
           step: Callable = train_step) -> Iterator[Step | Epoch]:
-    "Train for some epochs; gives a `Step` after each batch and an `Epoch` after each validation."
+    "Train for some epochs; yield a `Step` after each batch and an `Epoch` after each validation."
     rates = zip(*schedule)
     for _ in range(epochs):
         yield from train_epoch(model, dls.train, rates, optimizer, loss_func, step)
@@ -128,7 +128,7 @@ def train(model: nn.Module, dls, epochs: int, schedule: Schedule,
 # %% ../nbs/04_training_loop.ipynb #0d548f7c
 def prepare(model: nn.Module, dls, precision: str = 'fp32',
             cache: FeatureCache | None = None) -> tuple: # module and loaders to train with
-    "What is really trained: of a frozen body only the head, of several processes each its share."
+    "Return what is really trained: of a frozen body only the head, in each process its share."
     model, loaders = share_work(with_precision(model, precision), dls)
     return cache_features(model, loaders, cache if world().size == 1 else None)
 
@@ -149,13 +149,14 @@ def _check_schedule(epochs: int, schedule: Schedule, dls, n_groups: int) -> None
 def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_entropy,
               metrics=(error_rate,), recorder=None, seed=None, show=True, callbacks=(), done=0,
               precision='fp32', cache=None) -> Iterator[Recorder]: # all as for `fit`
-    "What `fit` does, as a generator: the recorder is given after each step and each epoch."
+    "Train as `fit` does; yield the recorder after each step and after each epoch."
     optimizer = create_optimizer(model) if optimizer is None else optimizer
     recorder = Recorder() if recorder is None else recorder
-    recorder.begin_phase(phase_name(model), [group.name for group in layer_groups(model)])
+    groups = [group.name for group in layer_groups(model)]
     metrics = [metrics] if callable(metrics) else metrics
     schedule, names = Schedule(*schedule), metric_names(metrics)
-    _check_schedule(epochs, schedule, dls, len(recorder.group_names))
+    _check_schedule(epochs, schedule, dls, len(groups))
+    recorder.begin_phase(phase_name(model), groups)
     table = ResultsTable(names, show and world().rank == 0)
     for row in recorder.history[len(recorder.history) - done:]:
         table.add(row)
@@ -165,7 +166,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     for epoch in range(done, epochs):
         start, position, sizes = time.perf_counter(), recorder.position, []
         part = Schedule(*(v[epoch * n_steps:(epoch + 1) * n_steps] for v in schedule))
-        batches = Loaders(_measured(table.progress(loaders.train), sizes), loaders.valid)
+        batches = Loaders(_counted(table.progress(loaders.train), sizes, n_steps), loaders.valid)
         step = guarded(train_step, partial(_place, epoch, sizes, part),
                        partial(batch_names, loaders.train))
         with seeded(recorder.begin_epoch(seed)):
@@ -177,19 +178,23 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
                     yield recorder
         recorder.add_epoch(epoch, sizes, event, names, time.perf_counter() - start)
         table.add(recorder.history[-1])
-        if any([callback(model, recorder) for callback in callbacks]): # each is called
-            return
+        stop = any([callback(model, recorder) for callback in callbacks]) # each is called
         yield recorder
+        if stop:
+            return
 
 # %% ../nbs/04_training_loop.ipynb #d27ce098
-def _measured(batches: Iterable, sizes: list[int]) -> Iterator:
-    "The batches; the number of pictures of each is added to `sizes`."
+def _counted(batches: Iterable, sizes: list[int], n_steps: int) -> Iterator:
+    "Yield the batches; the number of pictures of each is added to `sizes`."
     for x, y in batches:
+        if len(sizes) == n_steps:
+            raise ValueError('the training loader gives more batches than the '
+                             f'{n_steps} of its len().')
         sizes.append(len(y))
         yield x, y
 
 def _place(epoch: int, sizes: list[int], schedule: Schedule) -> str:
-    "The present step and its rates, for a message."
+    "Return the present step and its rates, for a message."
     rates = ', '.join(f'{lr:.3g}' for lr in schedule.lrs[len(sizes) - 1])
     return f' at step {len(sizes)} of epoch {epoch}, rates {rates}'
 
@@ -204,7 +209,7 @@ def fit(model: nn.Module,                    # only what is not frozen learns
         recorder: Recorder | None = None,    # to go on with; default a new one
         seed: int | None = None,             # makes the run repeatable to the bit
         show: bool = True,                   # print the table
-        callbacks: Sequence[Callable] = (),  # called (model, recorder) after each epoch; True: stop
+        callbacks: Sequence[Callable] = (),  # called (model, recorder) after an epoch; True: stop
         done: int = 0,                       # epochs of these that were trained before
         precision: str = 'fp32',             # of the body: 'bf16', 'auto' (`engine.precision`)
         cache: FeatureCache | None = None    # of a frozen body's features; None: of this call

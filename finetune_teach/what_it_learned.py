@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .engine.modules import modes_kept
+from .engine.modules import device_of, modes_kept
 from .engine.random_state import keep_random_state
 from .freezing import blocks
 from .pictures import denormalise, show_pictures
@@ -59,7 +59,7 @@ def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 # %% ../nbs/09_what_it_learned.ipynb #23f5befb
 @contextlib.contextmanager
 def _outputs(model: nn.Module, names: Iterable[str]):
-    "Inside, `model` is in evaluation mode, and a dictionary fills with what these parts compute."
+    "Context: `model` is in evaluation mode; a dictionary fills with what these parts compute."
     found, hooks = {}, []
     def keep(name):
         def hook(module, inputs, output):
@@ -78,17 +78,14 @@ def _outputs(model: nn.Module, names: Iterable[str]):
             hook.remove()
 
 # %% ../nbs/09_what_it_learned.ipynb #f66ea415
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device
-
 @torch.no_grad()
 def activations(model: nn.Module,     # any network; it stays as it is
                 x: torch.Tensor,      # what it takes, for instance pictures N x 3 x H x W
                 names: Sequence[str]  # of its parts, as in `model.named_modules()`
                ) -> dict[str, torch.Tensor]: # by name, on the CPU
-    "What parts of a network compute for `x` in evaluation mode (in their last call, if several)."
+    "Return what parts of a network compute for `x` in evaluation mode, at their last call."
     with _outputs(model, names) as found:
-        model(x.to(_device(model)))
+        model(x.to(device_of(model)))
     if missing := [name for name in names if name not in found]:
         raise ValueError(f'{missing} were not used, or gave no single tensor; name other '
                          'parts, or parts of them.')
@@ -99,7 +96,7 @@ def special_channels(maps: torch.Tensor, # N x C x h x w
                      i: int = 0,         # which of the N pictures
                      n: int = 5
                     ) -> list[int]:      # numbers of channels, the most special first
-    "Where the highest activation in picture `i` is largest compared with the mean of all pictures."
+    "The channels whose peak in picture `i` is largest, compared with the mean of all pictures."
     peaks = maps.flatten(2).amax(2)
     compared = peaks[i] / peaks.mean(0).clamp(min=1e-6) if len(peaks) > 1 else peaks[i]
     return compared.topk(min(n, len(compared))).indices.tolist()
@@ -140,7 +137,7 @@ def receptive_field(model: nn.Module, # any network
                    ) -> ReceptiveField:
     "Measure where a place in the middle of the maps looks, by the gradient at the pixels."
     with torch.enable_grad(), _outputs(model, [name]) as found:
-        x = x.detach().to(_device(model)).requires_grad_()
+        x = x.detach().to(device_of(model)).requires_grad_()
         model(x)
         maps = found[name]
         if maps.ndim != 4 or maps.shape[2] != maps.shape[3]:
@@ -208,7 +205,7 @@ def _last_maps(model: nn.Module, x: torch.Tensor) -> str:
     "Name of the last part of the body that gives maps with more than one place."
     names = {part: name for name, part in model.named_modules()}
     with torch.no_grad(), _outputs(model, [names[part] for part in blocks(model[0])]) as found:
-        model(x[:1].to(_device(model)))
+        model(x[:1].to(device_of(model)))
     for name, output in reversed(found.items()):
         if output.ndim == 4 and output[0, 0].numel() > 1:
             return name
@@ -222,8 +219,8 @@ def evidence_map(model: nn.Sequential,             # `nn.Sequential(body, head)`
                  classes: int | Sequence[int] | torch.Tensor, # the answer to explain, or N of them
                  layer: str | None = None          # a part that gives maps; default the last stage
                 ) -> torch.Tensor: # N x H x W: 0, no evidence, to 1, the most in its picture
-    "What in each picture speaks for a class (Grad-CAM, Selvaraju et al. 2017, section 3)."
-    layer, device = layer or _last_maps(model, x), _device(model)
+    "Map what in each picture speaks for a class (Grad-CAM, Selvaraju et al. 2017, section 3)."
+    layer, device = layer or _last_maps(model, x), device_of(model)
     classes = torch.as_tensor(classes, device=device).expand(len(x))
     with torch.enable_grad(), _outputs(model, [layer]) as found:
         logits = model(x.detach().to(device).requires_grad_())

@@ -4,6 +4,7 @@ import hashlib
 import random
 import signal
 import threading
+from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import matplotlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import nn
 
 from finetune_teach.engine.tiny_resnet import TinyResNet
 from finetune_teach.pictures import drawn_pets
@@ -52,6 +54,31 @@ def make_learner(pets):
         options = {'seed': 0, 'hidden': (8,), 'device': 'cpu', 'show': False, **options}
         return vision_learner(dls, small_network() if arch is None else arch, **options)
     return make
+
+
+Batches = namedtuple('Batches', 'train valid')  # any loaders will do, lists of (x, y) too
+
+
+def toy_twin():
+    "A network for vectors of four, always the same; three layer groups, the middle one is a norm layer."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def toy():
+    return toy_twin()
+
+
+@pytest.fixture
+def batches():
+    "Three training batches of five vectors and one validation batch."
+    generator = torch.Generator().manual_seed(0)
+    def batch(n):
+        x = torch.randn(n, 4, generator=generator)
+        return x, x[:, :3].argmax(1)
+    return Batches([batch(5), batch(5), batch(5)], [batch(7)])
 
 
 def publish(network, weights, folder, monkeypatch):

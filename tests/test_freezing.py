@@ -1,22 +1,21 @@
-"Frozen means frozen to the bit; a frozen body's features are computed once."
+"Layer groups of any network; frozen means frozen to the bit."
 import copy
-import math
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from conftest import WithoutPlans, changed, same_bits, small_network, state
-from finetune_teach.engine.features import FeatureLoader, Loaders, cache_features
-from finetune_teach.freezing import blocks, freeze, freeze_to, layer_groups, unfreeze
-from finetune_teach.pictures import drawn_pets
+from conftest import changed, same_bits, small_network, state
+from finetune_teach.engine.features import Loaders
+from finetune_teach.freezing import (
+    blocks, eval_what_is_frozen, freeze, freeze_to, group_distances, layer_groups, phase_name,
+    unfreeze)
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
-from finetune_teach.tools.explore_freezing import (
-    StepCost, activation_memory, explore_freezing, plot_freezing, step_cost)
-from finetune_teach.training_loop import constant, create_optimizer, fit, validate
+from finetune_teach.training_loop import constant, create_optimizer, fit
 
 
 @pytest.fixture
@@ -26,15 +25,14 @@ def model():
     return nn.Sequential(create_body(small_network()), create_head(8, 12, hidden=(8,)))
 
 
-def train(model, pets, epochs=1, lr=0.1, wd=0.5):
-    "A loop as anyone writes it, with much weight decay; the mode is set at every step."
+def train(model, pets, lr=0.1, wd=0.5):
+    "An epoch as anyone writes it, with much weight decay; the mode is set at every step."
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=wd)
-    for _ in range(epochs):
-        for x, y in pets.train:
-            model.train()
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
+    for x, y in pets.train:
+        model.train()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
 
 
 def keys_of(model, *numbers):
@@ -44,15 +42,17 @@ def keys_of(model, *numbers):
     return {name for name, p in model.named_parameters() if id(p) in wanted}
 
 
+def learning(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
 # Layer groups
 
 def test_groups_from_input_to_head(model):
-    groups = layer_groups(model)
-    assert [g.name for g in groups] == ['early body', 'late body', 'head']
-    early = {'0.conv1', '0.bn1', '0.layer1', '0.layer2'}
-    assert {name.rsplit('.', 1)[0] for name in keys_of(model, 0)} >= {'0.conv1', '0.bn1'}
-    assert all(name.startswith(tuple(early)) for name in keys_of(model, 0))
-    assert all(name.startswith(('0.layer3', '0.layer4')) for name in keys_of(model, 1))
+    assert [g.name for g in layer_groups(model)] == ['early body', 'late body', 'head']
+    early = {name.split('.')[1] for name in keys_of(model, 0)}
+    assert early == {'conv1', 'bn1', 'layer1', 'layer2'}
+    assert {name.split('.')[1] for name in keys_of(model, 1)} == {'layer3', 'layer4'}
     assert all(name.startswith('1.') for name in keys_of(model, 2))
 
 
@@ -63,23 +63,20 @@ class OwnParameter(nn.Module):
         self.position = nn.Parameter(torch.zeros(4))
         self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
 
-    def forward(self, x):
-        return self.third(self.second(self.first(x + self.position)))
+
+@pytest.mark.parametrize('network', [nn.Sequential(OwnParameter(), nn.Linear(2, 2)), OwnParameter(), nn.Linear(4, 2)])
+def test_groups_hold_each_parameter_once(network):
+    check_groups(network)
 
 
-@pytest.mark.parametrize('network', [
-    nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)),
-    nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Linear(3, 2)),
-    nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2)),
-    nn.Sequential(OwnParameter(), nn.Linear(2, 2)),
-    OwnParameter(),
-    nn.Linear(4, 2),
-])
-def test_groups_of_any_network_hold_each_parameter_once(network):
+def check_groups(network):
     groups = layer_groups(network)
-    ids = [id(p) for g in groups for p in g.parameters()]
-    assert sorted(ids) == sorted(id(p) for p in network.parameters())
-    assert all(g.parameters() for g in groups)
+    held = [id(p) for group in groups for p in group.parameters()]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+    assert [g.name for g in groups] in (['head'], ['body', 'head'], ['early body', 'late body', 'head'])
+    assert all(group.parameters() for group in groups) or not held, 'none is empty'
+    in_optimizer = [id(p) for group in create_optimizer(network).param_groups for p in group['params']] if held else []
+    assert sorted(in_optimizer) == sorted(held)
 
 
 def test_large_parts_are_taken_apart():
@@ -88,30 +85,30 @@ def test_large_parts_are_taken_apart():
     assert [m.out_features for m in blocks(body)][-1] == 2, 'still in order'
 
 
+def test_distances_of_groups(model):
+    moved = copy.deepcopy(model)
+    moved[1][-1].weight.data *= 3
+    moved[0].conv1.weight.data *= -1
+    distances = group_distances(moved, model)
+    last, head = model[1][-1].weight, sum(p.detach().square().sum() for p in model[1].parameters())
+    assert distances['late body'] == 0 < distances['early body'] < 2
+    assert distances['head'] == pytest.approx(2 * (last.detach().square().sum() / head).sqrt().item(), rel=1e-5)
+    zeros = nn.Linear(2, 2, bias=False)
+    zeros.weight.data.zero_()
+    assert group_distances(nn.Linear(2, 2, bias=False), zeros) == {'head': 1.0}
+    with pytest.raises(ValueError, match="group 'head' differs in the reference"):
+        group_distances(nn.Linear(2, 3), nn.Linear(2, 2))
+
+
 # Frozen to the bit
-
-def test_only_the_head_learns(model):
-    freeze(model)
-    learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learns == {name for name, _ in model.named_parameters() if name.startswith('1.')}
-
 
 def test_frozen_body_keeps_every_bit(model, pets):
     before = state(freeze(model))
+    assert learning(model) == keys_of(model, 2)
     train(model, pets)
     moved = changed(before, state(model))
     assert not [name for name in moved if name.startswith('0.')]
     assert {'1.2.weight', '1.4.running_mean', '1.6.weight'} <= moved, 'the head learns'
-
-
-def test_unfreeze_train_freeze_train(model, pets):
-    start = state(freeze(model))
-    train(unfreeze(model), pets)
-    second = state(model)
-    assert {'0.conv1.weight', '0.bn1.running_mean', '0.layer4.0.conv2.weight'} <= changed(start, second)
-    train(freeze(model), pets)
-    moved = changed(second, state(model))
-    assert moved and all(name.startswith('1.') for name in moved)
 
 
 def test_an_optimizer_with_memory_does_not_move_frozen_weights(model, pets):
@@ -129,21 +126,15 @@ def test_an_optimizer_with_memory_does_not_move_frozen_weights(model, pets):
     assert same_bits(before, state(model[0]))
 
 
-@pytest.mark.parametrize('wd', [0.0, 0.5])
-def test_frozen_to_the_bit_in_our_loop(model, pets, wd):
-    "Once with features that are computed once, once the plain way."
-    for dls in (pets, Loaders(list(pets.train), list(pets.valid))):
-        freeze(model)
-        before, optimizer = state(model[0]), create_optimizer(model, wd)
-        fit(model, dls, 1, constant(len(dls.train), [0.1] * 3), optimizer, show=False)
-        assert same_bits(before, state(model[0]))
-        unfreeze(model)
-        fit(model, dls, 1, constant(len(dls.train), [0.1] * 3), optimizer, show=False)
-        second = state(model[0])
-        assert not same_bits(before, second)
-        freeze(model)
-        fit(model, dls, 1, constant(len(dls.train), [0.1] * 3), optimizer, show=False)
-        assert same_bits(second, state(model[0]))
+@pytest.mark.parametrize('cached', [True, False])
+def test_frozen_to_the_bit_in_our_loop(model, pets, cached):
+    "With features that are computed once, and the plain way: frozen, unfrozen, frozen."
+    dls = pets if cached else Loaders(list(pets.train), list(pets.valid))
+    optimizer = create_optimizer(model, wd=0.5)
+    for n, moves in [(-1, False), (0, True), (-1, False)]:
+        before = state(freeze_to(model, n)[0])
+        fit(model, dls, 1, constant(len(dls.train), 0.1), optimizer, show=False)
+        assert bool(changed(before, state(model[0]))) is moves
 
 
 def test_no_graph_goes_through_a_frozen_body(model, pets):
@@ -158,12 +149,11 @@ def test_train_bn_moves_exactly_the_norm_layers(model, pets):
     train(model, pets)
     norms = {f'{name}.{key}' for name, m in model[0].named_modules() if isinstance(m, nn.BatchNorm2d)
              for key in m.state_dict()}
-    assert changed(before, state(model[0])) == norms
+    assert changed(before, state(model[0])) == norms and phase_name(model) == 'frozen'
 
 
 def test_freeze_to_part_of_the_body(model, pets):
-    freeze_to(model, 1)
-    before = state(model)
+    before = state(freeze_to(model, 1))
     train(model, pets)
     moved = changed(before, state(model))
     assert not [name for name in moved if name.startswith(('0.conv1', '0.bn1', '0.layer1', '0.layer2'))]
@@ -171,21 +161,18 @@ def test_freeze_to_part_of_the_body(model, pets):
     assert '0.layer3.0.bn1.running_mean' in moved
 
 
-@pytest.mark.parametrize('n, first', [(-3, 0), (-2, 1), (-1, 2), (0, 0), (2, 2)])
-def test_numbers_of_groups(model, n, first):
-    freeze_to(model, n)
-    learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learns == keys_of(model, *range(first, 3))
+@pytest.mark.parametrize('n, first, phase', [(-3, 0, 'unfrozen'), (-2, 1, 'from group 1'), (-1, 2, 'frozen'),
+                                             (0, 0, 'unfrozen'), (2, 2, 'frozen')])
+def test_numbers_of_groups(model, n, first, phase):
+    assert learning(freeze_to(model, n)) == keys_of(model, *range(first, 3)) and phase_name(model) == phase
 
 
-@pytest.mark.parametrize('n', [3, -4, 17])
+@pytest.mark.parametrize('n', [3, -4])
 def test_beyond_the_groups(model, n):
-    freeze_to(model, 1)
-    before = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(ValueError, match='3 layer groups') as error:
+    before = learning(freeze_to(model, 1))
+    with pytest.raises(ValueError, match=rf'freeze_to\({n}\).*3 layer groups.*-3 to 2'):
         freeze_to(model, n)
-    assert f'freeze_to({n})' in str(error.value) and '-3 to 2' in str(error.value)
-    assert [p.requires_grad for p in model.parameters()] == before
+    assert learning(model) == before
 
 
 def test_one_group_cannot_be_frozen():
@@ -201,7 +188,8 @@ def test_a_copy_is_frozen_too(model, pets):
     train(twin, pets)
     assert same_bits(before, state(twin[0]))
     train(unfreeze(twin), pets)
-    assert not same_bits(before, state(twin[0])) and same_bits(before, state(model[0]))
+    assert {'conv1.weight', 'bn1.running_mean', 'layer4.0.conv2.weight'} <= changed(before, state(twin[0]))
+    assert same_bits(before, state(model[0]))
 
 
 def test_evaluation_gives_the_same_whatever_is_frozen(model, pets):
@@ -226,211 +214,74 @@ def test_layers_without_parameters_rest_and_wake_with_their_neighbours():
     assert not torch.equal(before['1.running_mean'], flat[1].running_mean)
 
 
-def test_freezing_many_times_adds_nothing(model, pets):
+def test_freezing_many_times_adds_nothing(model):
     for _ in range(5):
         unfreeze(freeze(model))
     assert max(len(m._forward_pre_hooks) for m in model.modules()) <= 1
 
 
-# Features computed once
-
-def all_features(loader):
-    xs, ys = zip(*loader)
-    return torch.cat(xs), torch.cat(ys)
-
-
-def test_features_equal_the_plain_way(model, pets):
-    freeze(model).eval()
-    head, loaders = cache_features(model, pets)
-    assert head is model[1]
-    for plain, reused in [(pets.train, loaders.train), (pets.valid, loaders.valid)]:
-        assert len(plain) == len(reused)
-        for epoch in range(4):  # flips are drawn anew in each
-            torch.manual_seed(epoch)
-            x, y = all_features(plain)
-            torch.manual_seed(epoch)
-            features, labels = all_features(reused)
-            assert torch.equal(y, labels)
-            assert torch.allclose(features, model[0](x), atol=1e-5)
-    assert not torch.allclose(model[0](x), model[0](x.flip(-1)), atol=1e-3), 'mirror images are others'
-
-
-def unknown(dls):
-    "The same pictures, of which nothing is known yet."
-    return Loaders(replace(dls.train), replace(dls.valid))
-
-
-def test_each_picture_and_mirror_image_passes_the_body_once(model, pets, monkeypatch):
-    passed = []
-    learn = KnownFeatures.learn
-    monkeypatch.setattr(KnownFeatures, 'learn',
-                        lambda kept, body, loader, variants: (passed.append(variants), learn(kept, body, loader, variants)))
-    pets = unknown(pets)
-    _, loaders = cache_features(freeze(model), pets)
-    all_features(loaders.valid)
-    all_features(loaders.valid)
-    assert sorted(torch.cat(passed).tolist()) == list(range(0, 2 * len(pets.valid.labels), 2))
-    passed.clear()
-    all_features(loaders.train)
-    assert len(torch.cat(passed)) == len(pets.train.labels), 'in the first epoch no more than is asked for'
-    for _ in range(25):
-        all_features(loaders.train)
-    all_features(cache_features(model, pets)[1].train)  # also for the next training
-    all_features(cache_features(copy.deepcopy(model), pets)[1].train)  # and for a copy
-    assert sorted(torch.cat(passed).tolist()) == list(range(2 * len(pets.train.labels)))
-
-
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_features_are_the_same_to_the_bit_whatever_was_asked_before(model, pets, layout):
-    freeze(model).to(memory_format=layout)
-    def features(first_seeds):
-        loader = cache_features(model, unknown(pets))[1].train
-        for seed in [*first_seeds, 1]:
-            torch.manual_seed(seed)
-            x, _ = all_features(loader)
-        return x
-    assert torch.equal(features([]), features([5, 6, 7]))
-
-
-def test_the_body_has_always_as_many_pictures(model, pets):
-    counts = set()
-    freeze(model)[0].register_forward_hook(lambda m, inputs, output: counts.add(len(inputs[0])))
-    _, loaders = cache_features(model, unknown(pets))
-    for _ in range(5):
-        all_features(loaders.train), all_features(loaders.valid)
-    assert counts == {1, 16}, 'one for the cache_key'
-
-
-def weight(model): model[0].layer4[0].conv2.weight.data[0, 0, 0, 0] += 1e-6
-def statistics(model): model[0].bn1.running_mean[0] += 1e-6
-def hook(model): model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
-def layer(model): model[0].avgpool = nn.AdaptiveMaxPool2d(1)
-
-
-@pytest.mark.parametrize('change', [weight, statistics, hook, layer])
-def test_a_changed_body_is_noticed(model, pets, change):
-    freeze(model)
-    before, y = all_features(cache_features(model, pets)[1].valid)
-    change(model)
-    after, _ = all_features(cache_features(model, pets)[1].valid)
-    assert not torch.equal(before, after)
-    assert torch.equal(after, all_features(cache_features(model, unknown(pets))[1].valid)[0])
-
-
-def test_features_of_a_body_that_learns_are_forgotten(model, pets):
-    pets = unknown(pets)
-    all_features(cache_features(freeze(model), pets)[1].train)
-    assert pets.train.known_features.known.any()
-    cache_features(unfreeze(model), pets)
-    assert not hasattr(pets.train, 'known_features')
-
-
-def test_a_frozen_epoch_trains_as_the_plain_way(model, pets):
-    twin = copy.deepcopy(freeze(model))
-    schedule = constant(3 * len(pets.train), [0.01] * 3)
-    fit(model, pets, 3, schedule, seed=1, show=False)
-    fit(twin, Loaders(WithoutPlans(pets.train), WithoutPlans(pets.valid)), 3, schedule, seed=1, show=False)
-    for (name, one), two in zip(model.state_dict().items(), twin.state_dict().values()):
-        assert torch.allclose(one, two, atol=1e-3), name
-
-
-def test_with_random_crops_nothing_is_kept(model):
-    dls = drawn_pets(n_train=2, n_valid=1, size=32, min_scale=0.5)
-    freeze(model)
-    loader = FeatureLoader(dls.train, model[0])
-    torch.manual_seed(0)
-    first, y = all_features(loader)
-    second, _ = all_features(loader)
-    torch.manual_seed(0)
-    again, _ = all_features(loader)
-    torch.manual_seed(0)
-    x, labels = all_features(dls.train)
-    assert torch.equal(first, again) and torch.equal(y, labels) and not torch.equal(first, second)
-    assert torch.allclose(first, model[0](x), atol=1e-5)
-    assert loader.kept.values is None
-
-
-@pytest.mark.parametrize('n', [0, 1])
-def test_a_body_that_learns_is_not_reused(model, pets, n):
-    assert cache_features(freeze_to(model, n), pets) == (model, pets)
-
-
-def test_norm_layers_that_learn_are_not_reused(model, pets):
-    assert cache_features(freeze(model, train_bn=True), pets) == (model, pets)
-
-
-def test_other_models_and_loaders_stay_as_they_are(model, pets):
-    lists = Loaders(list(pets.train), list(pets.valid))
-    assert cache_features(freeze(model), lists) == (model, lists)
-    three = freeze(nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Linear(8, 12)))
-    assert cache_features(three, pets) == (three, pets)
-
-
-def test_frozen_by_hand_is_reused_as_in_evaluation(model, pets):
-    "Many freeze with requires_grad_(False) alone; validation must be that of the model all the same."
+def test_frozen_by_hand_is_frozen_to_the_bit_once_it_is_said(model, pets):
     model[0].requires_grad_(False)
-    model.train()
     before = state(model[0])
-    head, loaders = cache_features(model, pets)
-    assert validate(head, loaders.valid) == pytest.approx(validate(model, pets.valid), abs=1e-5)
-    model.train()
-    all_features(loaders.train)
+    eval_what_is_frozen(model)
+    train(model, pets)
     assert same_bits(before, state(model[0]))
 
 
-# What a step costs
-
-def test_memory_kept_for_the_backward_pass():
-    "By hand: four-byte numbers, five pictures."
-    model = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3))
-    x = torch.randn(5, 4)
-    assert activation_memory(model, x) == 4 * 5 * (4 + 8), 'the inputs of both layers'
-    assert activation_memory(freeze(model), x) == 4 * 5 * 8, 'that of the last one'
-
-
-def test_costs_of_a_step(pets):
-    model = nn.Sequential(create_body(small_network()), create_head(8, 12, hidden=(8,)))
-    before, generator = state(model), torch.get_rng_state()
-    x, y = next(iter(WithoutPlans(pets.valid)))
-    costs = [step_cost(model, x, y, n) for n in range(3)]
-    assert same_bits(before, state(model)) and generator.equal(torch.get_rng_state())
-    assert costs[0].learns == sum(p.numel() for p in model.parameters())
-    assert costs[2].learns == sum(p.numel() for p in model[1].parameters())
-    assert costs[0].kept > costs[1].kept > costs[2].kept > 0
-    assert all(c.seconds > 0 for c in costs) and costs[2].reused < costs[2].seconds
-    assert math.isnan(costs[0].reused) and math.isnan(costs[1].reused)
+@pytest.mark.parametrize('saved, own', [(-1, 0), (0, -1)])
+def test_a_loaded_model_is_as_frozen_as_the_saved_one(make_learner, tmp_path, saved, own):
+    learn, other = make_learner(), make_learner()
+    learn.freeze_to(saved)
+    other.freeze_to(own)
+    other.load(learn.save(tmp_path / 'model'))
+    before = state(other.model[0])
+    train(other.model, learn.dls)
+    assert ('bn1.running_mean' in changed(before, state(other.model[0]))) is (saved == 0)
+    assert bool(changed(before, state(other.model[0]))) is (saved == 0)
 
 
-def test_explorer_of_freezing(pets, make_learner):
-    learn = make_learner()
-    explorer = explore_freezing(learn)
-    assert explorer.values == {'n': 2} and [name for name, _ in explorer.controls['n'].options] == [
-        'early body', 'late body', 'head']
-    pictures = set()
-    for n in range(3):
-        explorer.controls['n'].value = n
-        pictures.add(bytes(explorer.pictures[0].widget.value))
-    assert len(pictures) == 3
-    assert explore_freezing(learn.model, pets).values == {'n': 2}, 'a model with loaders will do'
+# Any network
+
+def leaf(kind):
+    return {'linear': lambda: nn.Linear(4, 4), 'norm': lambda: nn.BatchNorm1d(4), 'relu': nn.ReLU,
+            'dropout': lambda: nn.Dropout(0.5), 'no bias': lambda: nn.Linear(4, 4, bias=False)}[kind]()
 
 
-def test_plot_of_freezing_names_layers_and_costs(make_learner):
-    model = make_learner().model
-    costs = [StepCost(100, 2**20, 0.1, math.nan), StepCost(50, 2**19, 0.05, math.nan), StepCost(9, 10, 0.02, 0.001)]
-    texts = [t.get_text() for t in plot_freezing(model, costs, 1).texts]
-    assert {'conv1', 'layer1', 'layer4', 'Linear', 'from head', '100 ms', '1.0 MB'} <= set(texts)
-    assert '20 ms, 1.0 with known features' in texts
+KINDS = st.sampled_from(['linear', 'norm', 'relu', 'dropout', 'no bias'])
+NETWORKS = st.recursive(KINDS, lambda inner: st.lists(inner, max_size=5), max_leaves=14)
 
 
-def replaced(loader): loader.pictures = 255 - loader.pictures
-def repainted(loader): loader.pictures[1:] = 255 - loader.pictures[1:]  # all but the one that is looked at
+def build(plan):
+    return leaf(plan) if isinstance(plan, str) else nn.Sequential(*map(build, plan))
 
 
-@pytest.mark.parametrize('change', [replaced, repainted])
-def test_changed_pictures_are_noticed(model, change):
-    dls = drawn_pets(n_train=2, n_valid=2, size=32)
-    before, _ = all_features(cache_features(freeze(model), dls)[1].valid)
-    change(dls.valid)
-    after, _ = all_features(cache_features(model, dls)[1].valid)
-    assert not torch.equal(before, after)
-    assert torch.equal(after, all_features(cache_features(model, unknown(dls))[1].valid)[0])
+@given(NETWORKS)
+def test_layer_groups_of_any_network(plan):
+    check_groups(build(plan))
+
+
+@given(NETWORKS.filter(lambda plan: isinstance(plan, list)), st.integers(-5, 5), st.booleans())
+def test_freeze_to_any_group(plan, n, training):
+    model = build(plan).train(training)
+    groups, before = layer_groups(model), copy.deepcopy(model.state_dict())
+    learned = [p.requires_grad for p in model.parameters()]
+    if not -len(groups) <= n < len(groups) or len(groups) == 1 and n == -1:
+        with pytest.raises(ValueError):
+            freeze_to(model, n)
+        assert [p.requires_grad for p in model.parameters()] == learned, 'nothing was changed'
+        return
+    assert freeze_to(model, n) is model and model.training is training
+    for i, group in enumerate(groups):
+        assert all(p.requires_grad == (i >= n % len(groups)) for p in group.parameters())
+    y = model.train()(torch.randn(6, 4))
+    if y.requires_grad:
+        y.square().sum().backward()
+        create_optimizer(model).step()
+    after, frozen = model.state_dict(), groups[:n % len(groups)]
+    held = {id(p) for group in frozen for p in group.parameters()}
+    for name, p in model.named_parameters():
+        assert id(p) not in held or torch.equal(before[name], after[name])
+    held = {id(m) for group in frozen for part in group.modules for m in part.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm1d) and id(module) in held:
+            assert torch.equal(before[f'{name}.running_mean'], after[f'{name}.running_mean'])

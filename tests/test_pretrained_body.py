@@ -15,7 +15,7 @@ from finetune_teach.pretrained_body import centroid_accuracy, create_body, last_
 from finetune_teach.random_head import create_head
 
 ARCHS = models.list_models(module=models)
-LARGE = 100e6  # parameters; beyond that a network is built on the meta device, without memory
+LARGE = 30e6  # parameters; beyond that a network is built on the meta device, without memory, and not trained
 SIDES = {'inception_v3': 96, 'maxvit_t': 224}  # smallest pictures, in pixels; the vits' are 224, else 64
 
 

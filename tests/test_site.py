@@ -15,8 +15,9 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
-PAGES = [*NOTEBOOKS, ROOT / 'nbs/404.qmd', ROOT / 'README.md']
+NBS = ROOT / 'nbs'
+NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
+PAGES = [*NOTEBOOKS, NBS / '404.qmd', ROOT / 'README.md']
 QUARTO = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT / 'settings.ini', encoding='utf-8')
@@ -53,8 +54,8 @@ def anchors(path):
 
 def wrong(path):
     "The links and pictures of a page that lead nowhere."
-    html = {re.sub(r'^\d+[a-z0-9]*_', '', p.stem.lower()) + '.html' for p in NOTEBOOKS}
-    top = path.parent if path.suffix == '.ipynb' else ROOT # the site knows nothing outside of nbs
+    html = {re.sub(r'^\d+_', '', p.relative_to(NBS).with_suffix('.html').as_posix()) for p in NOTEBOOKS}
+    top = NBS if path.suffix == '.ipynb' else ROOT # the site knows nothing outside of nbs
     for link in [tag.get('href') or tag.get('src') for tag in page(path).find_all(['a', 'img'])]:
         url = urlsplit(link or '')
         ours = re.fullmatch(rf'(?:/github)?/{USER}/{REPO}/(?:blob|raw|tree)/{BRANCH}/(.+)', url.path)
@@ -90,12 +91,12 @@ def undescribed(path):
                 texts = texts[1:] # one for each picture, also where it comes in two formats
 
 
-@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(path):
     assert list(wrong(path)) == []
 
 
-@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pictures_are_described(path):
     assert list(undescribed(path)) == [], 'give the cell a line #| fig-alt: "..."'
 
@@ -105,26 +106,36 @@ def test_sidebar_names_every_notebook_once():
         return [name for entry in entries for name in
                 (files(entry['contents']) if isinstance(entry, dict) else [entry])]
     named = files(QUARTO['website']['sidebar']['contents'])
-    assert sorted(named) == [path.name for path in NOTEBOOKS]
+    assert sorted(named) == sorted(path.relative_to(NBS).as_posix() for path in NOTEBOOKS)
+
+
+def test_sidebar_has_the_three_storeys_in_reading_order():
+    home, *sections, glossary = QUARTO['website']['sidebar']['contents']
+    assert (home, glossary) == ('index.ipynb', 'glossary.ipynb')
+    assert [section['section'] for section in sections] == ['The course', 'Engine', 'Tools']
+    for section, folder in zip(sections, [r'\d\d_', 'engine/', 'tools/']):
+        assert section['contents'] == sorted(section['contents'])
+        assert all(re.match(folder, name) for name in section['contents'])
 
 
 def test_glossary_is_sorted_and_leads_to_sections():
-    items = page(ROOT / 'nbs/glossary.ipynb').find_all('li')
+    items = page(NBS / 'glossary.ipynb').find_all('li')
     terms, links = zip(*[(item.a.get_text(), item.a['href']) for item in items])
     assert len(terms) >= 50 and len(set(terms)) == len(terms)
     assert list(terms) == sorted(terms, key=lambda term: re.sub(r'\W|_', ' ', term.lower()))
-    assert all(urlsplit(link).fragment for link in links), 'a link to a section, not to a page'
+    # a lesson is long, so that the link is to a section; a page of engine or tools has one subject
+    assert all(urlsplit(link).fragment or '/' in link for link in links)
     initials = [item.find_previous('h2').get_text().lower() for item in items]
     assert initials == [term[0].lower() for term in terms]
 
 
 def test_site_is_configured_in_one_place():
-    link = ROOT / 'nbs/_quarto.yml' # a link; git on Windows makes it a file that names its target
+    link = NBS / '_quarto.yml' # a link; git on Windows makes it a file that names its target
     assert link.resolve() == ROOT / '_quarto.yml' or link.read_text().strip() == '../_quarto.yml'
 
 
 def test_page_for_wrong_addresses():
-    path = ROOT / 'nbs/404.qmd'
+    path = NBS / '404.qmd'
     links = [tag['href'] for tag in page(path).find_all('a')]
     # it is shown at any address, however deep, so that only full ones work
     assert links and all(urlsplit(link).netloc for link in links)
@@ -132,7 +143,7 @@ def test_page_for_wrong_addresses():
 
 def test_assets():
     site = QUARTO['website']
-    assert ElementTree.parse(ROOT / 'nbs' / site['favicon']).getroot().tag.endswith('svg')
-    card = ROOT / 'nbs' / site['image']
+    assert ElementTree.parse(NBS / site['favicon']).getroot().tag.endswith('svg')
+    card = NBS / site['image']
     assert Image.open(card).size == (1200, 630) and card.stat().st_size < 150_000
-    assert (ROOT / 'nbs' / QUARTO['format']['html']['css']).is_file()
+    assert (NBS / QUARTO['format']['html']['css']).is_file()

@@ -53,7 +53,7 @@ def recorder_from(saved: SavedModel) -> Recorder:
 
 # %% ../../nbs/engine/checkpoint.ipynb #8bd29dcc
 def random_tensors(state: tuple) -> dict[str, torch.Tensor]:
-    "Where all random generators stand, as `random_state` gives it, in tensors."
+    "The state of all random generators, as `random_state` gives it, in tensors."
     (kind, words, gauss), (_, keys, *rest), cpu, cuda, mps = state
     tensors = {'random.python': torch.tensor([kind, *words]), 'random.torch': cpu,
                'random.gauss': torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
@@ -63,7 +63,7 @@ def random_tensors(state: tuple) -> dict[str, torch.Tensor]:
     return tensors if mps is None else {**tensors, 'random.mps': mps}
 
 def random_from(tensors: dict[str, torch.Tensor]) -> tuple:
-    "The same, for `set_random_state`; a GPU that was not there before stays as it is."
+    "The state for `set_random_state`; a GPU that was not there before stays as it is."
     now, cuda = random_state(), [t for k, t in tensors.items() if k.startswith('random.cuda.')]
     kind, *words = tensors['random.python'].tolist()
     gauss, (place, has_gauss, cached) = (tensors[f'random.{k}'].tolist()
@@ -78,7 +78,7 @@ def random_from(tensors: dict[str, torch.Tensor]) -> tuple:
 def training_signature(dls, epochs: int, schedule, # rates and momenta, each [step][group]
                        layers: str,                # which of them learn
                        seed: int | None = None, wd: float | None = None) -> dict:
-    "What has to be the same if a call of `fit` is to be resumed."
+    "Return what has to be the same if a call of `fit` is to be resumed."
     pictures = hashlib.sha256()
     for loader in (dls.train, dls.valid):
         files = [Path(file).name for file in getattr(loader, 'files', None) or []]
@@ -149,6 +149,12 @@ class Checkpoint:
             warnings.warn(f'{error} Training goes on; the file is tried again after the next '
                           'epoch.', stacklevel=2)
         return stop
+
+    def after_step(self, model: nn.Module, recorder: Recorder) -> None:
+        "Tell the call's other callbacks of a step."
+        for callback in self.callbacks:
+            if hasattr(callback, 'after_step'):
+                callback.after_step(model, recorder)
 
     def save(self) -> None:
         "Write down everything that the rest of the training depends on."

@@ -41,7 +41,7 @@ def describe(dls, arch, weights, preprocessing: Preprocessing, head: tuple | Non
 
 # %% ../../nbs/engine/description.ipynb #4f4d6cf8
 def check_description(saved: SavedModel) -> dict:
-    "The description of a saved model; a `ValueError` if no model can be built from it."
+    "Return the description of a saved model; raise a `ValueError` if none can be built from it."
     about = saved.description
     def are(kind, values, n=None):
         return isinstance(values, list) and all(isinstance(v, kind) for v in values) and (
@@ -78,7 +78,7 @@ def check_arguments(dls, metrics, kwargs: dict) -> None:
 # %% ../../nbs/engine/description.ipynb #960386c4
 @torch.no_grad()
 def check_body(body: nn.Module, x: torch.Tensor, description: dict) -> None:
-    "A `ValueError` if `body` does not turn pictures `x` into N x F features."
+    "Raise a `ValueError` if `body` does not turn pictures `x` into N x F features."
     arch, wanted = description['arch'], (len(x), body.num_features)
     with modes_kept(body):
         try:

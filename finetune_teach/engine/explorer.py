@@ -143,7 +143,7 @@ class Explorer(Live):
 
     @property
     def values(self) -> dict:
-        "What the controls say, by name."
+        "The values of the controls, by name."
         return {name: control.value for name, control in self.controls.items()}
 
     def redraw(self) -> None:
@@ -157,17 +157,16 @@ def two_digits(value: float) -> float:
     "`value` rounded to two digits: 0.001234 is 0.0012."
     return float(f'{value:.1e}')
 
-def slider(kind: str,        # 'Int', 'Float', 'FloatLog', 'Selection', or a range: 'FloatRange'
+def slider(kind: Callable,   # one of ipywidgets' sliders, such as `ipywidgets.IntSlider`
            description: str, # its label
-           **options         # value, min, max, step, ... of that ipywidgets slider
+           **options         # value, min, max, step, ... of that slider
           ):                 # the widget
-    "One of ipywidgets' sliders, wide enough for its label."
-    import ipywidgets
-    return getattr(ipywidgets, f'{kind}Slider')(
-        description=description, style={'description_width': '150px'},
-        layout={'width': 'auto', 'max_width': '500px'}, **options)
+    "Make a slider that is wide enough for its label."
+    return kind(description=description, style={'description_width': '150px'},
+                layout={'width': 'auto', 'max_width': '500px'}, **options)
 
 def log_slider(description: str, value: float, low: float, high: float, **options):
     "A slider for a number between `low` and `high`, in steps of about an eighth."
-    return slider('FloatLog', description, value=value, min=math.log10(low), max=math.log10(high),
-                  step=0.05, **{'readout_format': '.1e', **options})
+    import ipywidgets
+    return slider(ipywidgets.FloatLogSlider, description, value=value, min=math.log10(low),
+                  max=math.log10(high), step=0.05, **{'readout_format': '.1e', **options})

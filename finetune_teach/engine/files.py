@@ -16,7 +16,7 @@ import safetensors.torch
 # %% ../../nbs/engine/files.ipynb #05fada47
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike):
-    "Gives a path to write to; afterwards that file is at `path`, or, after an error, the old one."
+    "Context: a path to write to; in the end its file is at `path`, after an error the old one."
     path = Path(path)
     beside = path.with_name(f'.{path.name}.part')
     try:
@@ -42,7 +42,7 @@ class _OnlyATrial(Exception):
     "Raised so that nothing is replaced."
 
 def check_writable(path: Path) -> None:
-    "An `OSError` if no file can be written at `path`."
+    "Raise an `OSError` if no file can be written at `path`."
     with contextlib.suppress(_OnlyATrial), whole_file(path) as aside:
         aside.write_bytes(b'x')
         raise _OnlyATrial

@@ -29,12 +29,12 @@ def guarded(step: Callable,                 # `train_step`, or one that takes th
             where: Callable = lambda: '',   # gives the place of the step, for messages
             batch: Callable = lambda: ''    # names the batch, for messages
            ) -> Callable:                   # takes what `step` takes
-    "A step that happens whole or not at all."
+    "Return a step that happens whole or not at all."
     def guarded_step(model, x, y, optimizer, loss_func):
         def fail(what):
             raise NotFinite(f'{what} is no longer a finite number{where()}. The weights are '
                             'those before this step. Train with a lower learning rate (lr_find '
-                            'helps), or look for pictures or labels that are not numbers.'
+                            'helps), or look for NaN in pictures or labels.'
                             f'{batch()}')
         def finite_loss(logits, targets):
             loss = loss_func(logits, targets)
@@ -86,7 +86,7 @@ def largest_batch(try_batch: Callable, # called with a number of pictures
                   undo: Callable,      # called after each of these
                   too_many: int        # pictures that did not fit
                  ) -> int:             # 0: not even two
-    "Half of `too_many`, or a quarter, and so on: the first number that fits into memory."
+    "Return the first of half of `too_many`, a quarter, and so on, that fits into memory."
     n = too_many // 2
     while n > 1: # batch norm cannot learn from one
         try:
@@ -102,7 +102,7 @@ def largest_batch(try_batch: Callable, # called with a number of pictures
     return 0
 
 def _too_large(n: int, device: torch.device, fits: int) -> str:
-    "What is too large, and what to do."
+    "Return a message: what is too large, and what to do."
     text = f'{n} pictures at once do not fit into the memory of {device}. '
     if not fits:
         return text + ('Nor do two: take smaller pictures (size=) or a smaller network, or close '
@@ -112,7 +112,7 @@ def _too_large(n: int, device: torch.device, fits: int) -> str:
 
 # %% ../../nbs/engine/guards.ipynb #700b2d5f
 def batch_names(loader) -> str:
-    "The pictures of the batch that a loader gave last, for a message; '' where it does not tell."
+    "Return the pictures of a loader's latest batch, for a message; '' where it does not tell."
     spec, files = getattr(loader, 'latest', None), getattr(loader, 'files', None)
     if spec is None:
         return ''

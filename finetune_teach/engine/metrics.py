@@ -15,11 +15,11 @@ import torch
 NOT_METRICS = {'phase', 'epoch', 'position', 'train_loss', 'valid_loss', 'time'} # in a history row
 
 def function_name(function: Callable) -> str:
-    "The name of a function; for an object that can be called, that of its class."
+    "Return the name of a function; for an object that can be called, that of its class."
     return getattr(function, '__name__', type(function).__name__)
 
 def metric_names(metrics: Sequence[Callable]) -> list[str]:
-    "The metrics' names; one that is taken, by another or by a column, gets a number."
+    "Return the metrics' names; one that is taken, by another or by a column, gets a number."
     names = []
     for name in map(function_name, metrics):
         numbered = (f'{name}_{n}' for n in count(2))
@@ -33,7 +33,7 @@ def compute_metrics(logits: torch.Tensor,  # N x C
                     loss_func: Callable,
                     metrics: Sequence[Callable]
                    ) -> list[float]: # loss, then each metric
-    "Loss and metrics of a whole set; a `ValueError` names the metric that failed."
+    "Return loss and metrics of a whole set; a `ValueError` names a metric that failed."
     values = [float(loss_func(logits, targets))]
     for metric in metrics:
         try:

@@ -42,7 +42,7 @@ class Autocast(nn.Module):
 def with_precision(model: nn.Module, # `nn.Sequential(body, head)`, or any network
                    precision: str    # 'fp32', 'bf16', or 'auto': bf16 where the hardware has it
                   ) -> nn.Module:    # shares all parameters with `model`
-    "The model as it computes in a precision; fp32 is the model itself."
+    "Return the model as it computes in a precision; for fp32, the model itself."
     fast = check_precision(precision) == 'bf16' or (
         precision == 'auto' and has_bf16(device_of(model)))
     if not fast:

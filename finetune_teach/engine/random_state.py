@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 
 # %% ../../nbs/engine/random_state.ipynb #b02ce36c
 def random_state() -> tuple:
-    "Where all random generators stand: python's, numpy's, torch's on each device."
+    "Return the state of all random generators: python's, numpy's, torch's on each device."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, mps
 
 def set_random_state(state: tuple) -> None:
-    "Put all random generators back to where they stood at `random_state()`."
+    "Put all random generators back into a state that `random_state` returned."
     python, numpy, cpu, cuda, mps = state
     random.setstate(python)
     np.random.set_state(numpy)
@@ -47,7 +47,7 @@ def seed_all(seed: int) -> None: # from -2**63 to 2**64 - 1, as PyTorch takes th
 # %% ../../nbs/engine/random_state.ipynb #26fbf7ce
 @contextlib.contextmanager
 def keep_random_state():
-    "Afterwards, all random generators are as before."
+    "Context: afterwards, all random generators are as before."
     state = random_state()
     try:
         yield
@@ -57,7 +57,7 @@ def keep_random_state():
 # %% ../../nbs/engine/random_state.ipynb #f5c9963c
 @contextlib.contextmanager
 def seeded(seed: int | None): # None: change nothing, go on with the generators as they are
-    "Inside, all random generators start from `seed`; afterwards they are as they were before."
+    "Context: all random generators start from `seed`; afterwards, they are as before."
     if seed is None:
         yield
         return
@@ -68,7 +68,7 @@ def seeded(seed: int | None): # None: change nothing, go on with the generators 
 # %% ../../nbs/engine/random_state.ipynb #a2bb7d38
 def set_seed(seed: int # a whole number; another one, another run
             ) -> None:
-    "From here on, all that is random repeats; on a GPU, ways of computing that repeat are used."
+    "Let all that is random repeat from here on; on a GPU, ask for ways of computing that repeat."
     seed_all(seed)
     if torch.cuda.is_available():
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # seen if set before first use
@@ -77,7 +77,7 @@ def set_seed(seed: int # a whole number; another one, another run
 
 # %% ../../nbs/engine/random_state.ipynb #04f9a403
 def _device_reasons(kind: str) -> list[str]:
-    "What on this kind of device a seed does not reach."
+    "Return what a seed does not reach on this kind of device, a sentence each."
     reasons = []
     if kind == 'mps':
         reasons.append("PyTorch promises no repeatable results on mps: use device='cpu'.")
@@ -94,7 +94,7 @@ def _device_reasons(kind: str) -> list[str]:
 
 # %% ../../nbs/engine/random_state.ipynb #04cf55ea
 def _loader_reasons(loader: DataLoader) -> list[str]:
-    "What in a loader of PyTorch's own a seed does not reach."
+    "Return what a seed does not reach in a loader of PyTorch's own, a sentence each."
     reasons, workers = [], loader.num_workers > 0
     sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
     if getattr(sampler, 'generator', None) is not None or workers and loader.generator is not None:
@@ -112,7 +112,7 @@ def _loader_reasons(loader: DataLoader) -> list[str]:
 def not_repeatable(device: str | torch.device, # where the training is to run
                    dls=None                    # its loaders `.train` and `.valid`; None: any
                   ) -> list[str]:              # a sentence each; usually none
-    "Why a seeded run may not repeat to the bit, and what to do."
+    "Return why a seeded run may not repeat to the bit, and what to do."
     reasons = _device_reasons(torch.device(device).type)
     for name in ('train', 'valid'):
         loader = getattr(dls, name, None)
@@ -122,7 +122,7 @@ def not_repeatable(device: str | torch.device, # where the training is to run
 
 # %% ../../nbs/engine/random_state.ipynb #5a02ac0b
 def with_own_random_state(steps: Iterator) -> Iterator:
-    "Take `steps` with random generators of their own; between two, all are as if none was taken."
+    "Yield `steps`, taken with random generators of their own: those of others do not move."
     state = random_state()
     try:
         while True:

@@ -131,7 +131,7 @@ def read_saved(name: str | os.PathLike) -> SavedModel:
 
 # %% ../../nbs/engine/saving.ipynb #763cfca3
 def _class_difference(here: Sequence, there: Sequence) -> str:
-    "In words: what is different about two lists of classes."
+    "Say what is different about two lists of classes."
     names = [list(map(str, classes)) for classes in (there, here)]
     missing = [[c for c in dict.fromkeys(one) if c not in known]
                for one, known in zip(names, map(set, names[::-1]))]
@@ -154,7 +154,7 @@ def check_same(saved: SavedModel, description: dict) -> None:
         if there.get(key) != description.get(key):
             warnings.warn(f'{saved.path} was trained on pictures with {key} '
                           f'{short(there.get(key))}, here it is {description.get(key)}. For '
-                          'answers as good as there, make the loaders with '
+                          'predictions as good as there, make the loaders with '
                           f'{key}={short(there.get(key))}.', stacklevel=4)
 
 # %% ../../nbs/engine/saving.ipynb #42907a9c

@@ -21,7 +21,7 @@ class Text(str):
 
 def output_shapes(modules: Sequence[nn.Module], model: nn.Module, x: torch.Tensor
                  ) -> dict[nn.Module, str]:
-    "The shape of what each module gives when `model` gets `x`, as text without the N."
+    "Return the output shape of each module when `model` gets `x`, as text without the N."
     shapes = {}
     def note(module, inputs, output):
         shapes[module] = 'x'.join(map(str, output.shape[1:])) if hasattr(output, 'shape') else '?'
@@ -39,7 +39,7 @@ def summary(model: nn.Module,  # `nn.Sequential(body, head)`
             x: torch.Tensor,   # some pictures, N x 3 x H x W
             groups: Sequence   # its layer groups, each with a `name` and `modules`
            ) -> Text:
-    "Layer groups, their parts, output shapes (without N), parameters, and which of them learn."
+    "Return layer groups, their parts, output shapes (without N), parameters, and what learns."
     parts = [(group.name, module) for group in groups for module in group.modules]
     shapes = output_shapes([module for _, module in parts], model, x)
     names = {module: name for name, module in model.named_modules()}

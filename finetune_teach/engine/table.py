@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 # %% ../../nbs/engine/table.ipynb #b36ce290
 def in_notebook() -> bool:
-    "Whether this runs in a Jupyter kernel (JupyterLab, Notebook, VS Code, Colab)."
+    "Return whether this runs in a Jupyter kernel (JupyterLab, Notebook, VS Code, Colab)."
     ipython = sys.modules.get('IPython')
     return hasattr(ipython and ipython.get_ipython(), 'kernel')
 
 def _cell(value) -> str:
+    "Return a value as the table shows it."
     return f'{value:.6f}' if isinstance(value, float) else str(value)
 
 # %% ../../nbs/engine/table.ipynb #81b19cf8

@@ -62,17 +62,22 @@ def notebooks_folder() -> Path:
                             'install finetune_teach again.')
 
 # %% ../../nbs/tools/course_writer.ipynb #9c2feef1
+_PAGES = re.compile(r'(index|glossary|[0-9]{2}_\w+|(engine|tools)/[a-z]\w*)\.ipynb')
+
 def course(outputs: bool = True, # keep the outputs
            answers: bool = True  # keep the folded answers of the exercises
           ) -> dict[str, bytes]: # contents by file name
-    "All notebooks, and the pictures that they show."
+    "Return all notebooks of the three storeys, and the pictures that they show."
     folder = notebooks_folder()
     contents = {}
-    for path in sorted(folder.glob('*.ipynb')):
+    for path in sorted(folder.rglob('*.ipynb')):
+        name = path.relative_to(folder).as_posix()
+        if not _PAGES.fullmatch(name): # a copy, or a file that was left lying about
+            continue
         text = course_notebook(path, outputs, answers)
-        contents[path.name] = text.encode()
-        for name in re.findall(r'\]\((images/[^)]+)\)', text):
-            contents[name] = (folder / name).read_bytes()
+        contents[name] = text.encode()
+        for picture in re.findall(r'\]\((?:\.\./)?(images/[^)]+)\)', text):
+            contents[picture] = (folder / picture).read_bytes()
     return contents
 
 # %% ../../nbs/tools/course_writer.ipynb #a23e98a7
@@ -85,7 +90,7 @@ def write_course(dest: str | Path,         # a folder; made if it is not there
     dest = Path(dest)
     if dest.exists() and not dest.is_dir():
         raise NotADirectoryError(f'{dest} is a file: name a folder for the notebooks.')
-    if dest.resolve() == notebooks_folder().resolve():
+    if dest.resolve().is_relative_to(notebooks_folder().resolve()):
         raise ValueError(f'{dest} is where the notebooks come from: name another folder.')
     contents = course(outputs, answers)
     there = [name for name in contents if (dest / name).exists()]

@@ -20,7 +20,7 @@ from torch import nn
 from ..engine.explorer import Explorer, slider
 from ..engine.modules import activation_memory, count_parameters
 from ..engine.random_state import keep_random_state
-from ..freezing import _parts, _size, freeze_to, layer_groups
+from ..freezing import freeze_to, layer_groups
 from ..training_loop import create_optimizer, set_rates, train_step
 
 # %% ../../nbs/tools/explore_freezing.ipynb #f37cbaa1
@@ -40,7 +40,7 @@ class StepCost(NamedTuple):
     learns: int    # parameters that learn
     kept: int      # bytes of activations kept for the backward pass
     seconds: float # forward, backward, and the optimiser's step
-    reused: float  # the same once the outputs of a frozen body are known; nan: the body learns
+    reused: float  # the same once a frozen body's features are cached; NaN: the body learns
 
 def step_cost(model: nn.Module,  # `nn.Sequential(body, head)`; only a copy is trained
               x: torch.Tensor,   # a batch of pictures
@@ -67,10 +67,13 @@ def _layers(model: nn.Module) -> list[tuple[int, str, int]]: # group, name, para
     "The parts of a network from the input to the head, for a drawing."
     names = {module: name.split('.', 1)[-1] for name, module in model.named_modules()}
     *body, head = layer_groups(model)
-    layers = [(i, names[module], _size(module))
+    def size(module):
+        return count_parameters(module)[0]
+    layers = [(i, names[module], size(module))
               for i, group in enumerate(body) for module in group.modules]
-    of_head = [part for module in head.modules for part in _parts(module) or [module]]
-    return layers + [(len(body), type(part).__name__, _size(part)) for part in of_head]
+    of_head = [part for module in head.modules
+               for part in [child for child in module.children() if size(child)] or [module]]
+    return layers + [(len(body), type(part).__name__, size(part)) for part in of_head]
 
 def _count(n: int) -> str:
     "1234567 as '1.23 M'."
@@ -115,7 +118,7 @@ def plot_freezing(model: nn.Module,
     _plot_layers(ax, layers, n)
     total = sum(size for _, _, size in layers)
     times = [f'{1000 * c.seconds:.0f} ms' + ('' if math.isnan(c.reused) else
-             f', {1000 * c.reused:.1f} with known features') for c in costs]
+             f', {1000 * c.reused:.1f} with cached features') for c in costs]
     for top, title, values, texts in [
             (0.96, 'parameters that learn', [c.learns for c in costs],
              [f'{c.learns / total:.0%}' for c in costs]),
@@ -137,7 +140,9 @@ def explore_freezing(learn,    # a `Learner`, or a model together with `dls`; it
         x, y = next(iter(loaders.train))
     costs = [step_cost(model, x, y, n) for n in range(len(layer_groups(model)))]
     names = [(group.name, n) for n, group in enumerate(layer_groups(model))]
-    control = slider('Selection', 'learns from here on', options=names, value=len(costs) - 1)
+    import ipywidgets
+    control = slider(ipywidgets.SelectionSlider, 'learns from here on', options=names,
+                     value=len(costs) - 1)
     def draw(figure, n):
         plot_freezing(model, costs, n, figure)
     return Explorer(draw, {'n': control}, size=(7, 3.6),

@@ -29,22 +29,24 @@ def _fine_tune_controls(**start) -> dict:
     if unknown := start.keys() - usual.keys():
         raise TypeError(f'no option of fine_tune: {", ".join(sorted(unknown))}. '
                         f'There are {", ".join(usual)}.')
+    import ipywidgets as w
     v = {**usual, **start}
     return {
-        'epochs': slider('Int', 'epochs', value=v['epochs'], min=1, max=20),
-        'freeze_epochs': slider('Int', 'frozen epochs', value=v['freeze_epochs'], min=0, max=5),
+        'epochs': slider(w.IntSlider, 'epochs', value=v['epochs'], min=1, max=20),
+        'freeze_epochs': slider(w.IntSlider, 'frozen epochs', value=v['freeze_epochs'], min=0,
+                                max=5),
         'base_lr': log_slider('peak rate, base_lr', v['base_lr'], 1e-6, 1),
         'lr_mult': log_slider('head : body, lr_mult', v['lr_mult'], 1, 1000, readout_format='.0f'),
-        'pct_start': slider('Float', 'warm-up, pct_start', value=v['pct_start'], min=0.05, max=0.95,
-                            step=0.05),
-        'div': slider('Float', 'peak : first, div', value=v['div'], min=1, max=50, step=0.5),
+        'pct_start': slider(w.FloatSlider, 'warm-up, pct_start', value=v['pct_start'], min=0.05,
+                            max=0.95, step=0.05),
+        'div': slider(w.FloatSlider, 'peak : first, div', value=v['div'], min=1, max=50, step=0.5),
         'div_final': log_slider('peak : last, div_final', v['div_final'], 1, 1e6,
                                 readout_format='.0e'),
-        'moms': slider('FloatRange', 'momentum', value=(min(v['moms']), max(v['moms'])), min=0.5,
-                       max=0.99, step=0.01, readout_format='.2g')}
+        'moms': slider(w.FloatRangeSlider, 'momentum', value=(min(v['moms']), max(v['moms'])),
+                       min=0.5, max=0.99, step=0.01, readout_format='.2g')}
 
 def _options(values: dict) -> dict:
-    "What the sliders say, as `fine_tune` takes it."
+    "The values of the sliders, as `fine_tune` takes them."
     low, high = values['moms']
     rates = {name: two_digits(values[name]) for name in ('base_lr', 'lr_mult', 'div_final')}
     return {**values, **rates, 'moms': (round(high, 2), round(low, 2), round(high, 2))}

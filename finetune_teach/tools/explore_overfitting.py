@@ -20,7 +20,7 @@ from ..pictures import COLOURS, denormalise, printable
 
 # %% ../../nbs/tools/explore_overfitting.ipynb #35f828d8
 def _count(recorder: Recorder) -> torch.Tensor: # epochs x 2 (right, wrong) x 10 bins of confidence
-    "How many answers of each epoch were right or wrong, with which confidence."
+    "Count the answers of each epoch that were right or wrong, by confidence."
     return torch.stack([torch.stack([
         torch.histc(a.confidence[(a.predicted == a.actual) == right].clamp(max=1), 10, 0, 1)
         for right in (True, False)]) for a in recorder.answers])
@@ -46,7 +46,7 @@ def _plot_run(recorder: Recorder, counts: torch.Tensor, last: int, ax) -> None:
               handlelength=1.2, columnspacing=0.8)
 
 def _plot_confidence(counts: torch.Tensor, last: int, ax) -> None:
-    "How sure the model was of its right and of its wrong answers after epoch `last`."
+    "A histogram of confidence in right and in wrong answers after epoch `last`."
     right, wrong = counts[last - 1].tolist()
     for name, found, shift, colour in [('right', right, 0.025, COLOURS[2]),
                                        ('wrong', wrong, 0.075, COLOURS[1])]:
@@ -112,6 +112,7 @@ def mistake_pictures(recorder: Recorder,
 def explore_overfitting(learn # a `Learner` that has been trained; it stays as it is
                        ) -> Explorer:
     "A slider over the epochs of a run: losses, accuracy, confidence, and the surest mistakes."
+    import ipywidgets
     recorder = learn.recorder
     if not recorder.answers or None in recorder.answers:
         raise ValueError('no answers of validation pictures were recorded: train first, for '
@@ -121,6 +122,7 @@ def explore_overfitting(learn # a `Learner` that has been trained; it stays as i
     counts = _count(run)
     def draw(figure, epoch):
         plot_epoch(run, epoch, classes, pictures, figure, counts)
-    control = slider('Int', 'epoch', value=len(run.history), min=1, max=len(run.history))
+    control = slider(ipywidgets.IntSlider, 'epoch', value=len(run.history), min=1,
+                     max=len(run.history))
     return Explorer(draw, {'epoch': control}, size=(7, 4.4),
                     alt='Losses and accuracy up to an epoch, histogram of confidence, mistakes.')
