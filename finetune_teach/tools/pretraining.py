@@ -122,7 +122,7 @@ MOMENTUM = 0.9 # the same at every step
 
 @dataclass
 class Recipe:
-    "The way a body is pretrained; a checkpoint can only be gone on from with the recipe it began with."
+    "The way a body is pretrained; a checkpoint is resumed with the recipe it began with."
     cycles: Sequence = (                     # of each: highest rate; stages: epochs, pixels
         (0.25, ((8, 32), (18, 48), (3, 64))),
         (0.1, ((3, 32), (8, 48), (2, 64))),
@@ -179,7 +179,7 @@ def _batches(data: Photos, recipe: Recipe, size: int, device: torch.device) -> I
         x, y = random_views(data.train[i].to(device), size), data.labels[i].to(device)
         yield mix(x, y) if recipe.cutmix else (x, y)
 
-def _averaging_step(average: AveragedModel, highest: float) -> Callable: # takes what `train_step` does
+def _averaging_step(average: AveragedModel, highest: float) -> Callable: # as `train_step`
     "A training step with bfloat16 where it is quick, after which `average` moves."
     def step(model, x, y, optimizer, loss_func):
         fast = torch.autocast(x.device.type, torch.bfloat16, enabled=has_bf16(x.device))
