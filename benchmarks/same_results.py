@@ -15,9 +15,14 @@ from finetune_teach.tools.learners import vision_learner
 
 class Plain:
     "A loader's batches and nothing else: so no feature can be kept, each epoch computes all anew."
-    def __init__(self, loader): self.loader = loader
-    def __len__(self): return len(self.loader)
-    def __iter__(self): return iter(self.loader)
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return iter(self.loader)
 
 
 def plain(learn):
@@ -26,8 +31,13 @@ def plain(learn):
     learn.dls = Loaders(Plain(learn.dls.train), Plain(learn.dls.valid))
 
 
-def as_it_comes(learn): pass
-def sixteen_bits(learn): set_precision(learn.model[0], 'bf16')
+def as_it_comes(learn):
+    "Nothing is changed."
+
+
+def sixteen_bits(learn):
+    "The body computes in bfloat16."
+    learn.precision = 'bf16'
 
 
 WAYS = {'plain': plain, 'as it comes': as_it_comes, 'bf16': sixteen_bits}

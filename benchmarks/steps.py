@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from compare import BATCH_SIZE, NETWORKS
+from finetune_teach.engine.precision import with_precision
 from finetune_teach.pretrained_body import create_body
 
 WAYS = {'usual order': (torch.contiguous_format, 'fp32'), 'channels-last': (torch.channels_last, 'fp32'),
@@ -28,7 +29,7 @@ def milliseconds(step):
 
 def measure(arch, layout, precision):
     "Forward pass without gradient, and forward and backward pass with everything learning."
-    body = set_precision(create_body(arch, None).to(memory_format=layout), precision)
+    body = with_precision(create_body(arch, None).to(memory_format=layout), precision)
     x, y = torch.randn(BATCH_SIZE, 3, *[NETWORKS[arch][0]] * 2), torch.arange(BATCH_SIZE) % 10
     def train():
         body.zero_grad()

@@ -23,21 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..engine.features import cache_features
 from ..engine.history import Recorder
+from ..engine.loaders import ImageLoaders
 from ..engine.random_state import seeded
 from ..fine_tuning import Learner
 from ..freezing import freeze, group_distances, unfreeze
 from ..lr_finder import lr_find
 from ..one_cycle import one_cycle
 from ..overfitting import best_epoch, confidences
-from ..pictures import ImageLoaders, drawn_pets
+from ..pictures import drawn_pets
 from ..pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from ..random_head import create_head
 from .learners import vision_learner
 from .lr_picker import PreviewTrainer
-from ..training_loop import constant, error_rate, fit, get_logits, validate
+from ..training_loop import (
+    constant, create_optimizer, error_rate, fit, get_logits, train_epoch, validate)
 from ..what_it_learned import activations, evidence_map
 
 # %% ../../nbs/tools/claims.ipynb #ca5f8259
@@ -51,7 +52,7 @@ class Claim(NamedTuple):
 
 # %% ../../nbs/tools/claims.ipynb #8cb01b93
 class Measured(NamedTuple):
-    "What came out for a claim."
+    "The result of a claim."
     sentence: str
     notebook: str
     less: str
@@ -61,7 +62,7 @@ class Measured(NamedTuple):
 
     @property
     def held(self) -> bool:
-        "Whether the claim holds for every seed."
+        "Return whether the claim holds for every seed."
         return all(less <= more for less, more in self.pairs)
 
 # %% ../../nbs/tools/claims.ipynb #9797c559
@@ -102,7 +103,7 @@ def _compare(less: Callable, more: Callable) -> Callable[[int], tuple[float, flo
 
 # %% ../../nbs/tools/claims.ipynb #81351a7d
 def _knowledge(body: nn.Module, seed: int, dls=None) -> float:
-    "Share of pictures whose nearest centroid is right."
+    "The share of pictures whose nearest centroid is right."
     dls = dls or _pets(size=48)
     with seeded(seed):
         return centroid_accuracy(get_features(body, dls.train), get_features(body, dls.valid))
@@ -128,22 +129,16 @@ def _untrained_head(seed: int) -> tuple[float, float]:
     return abs(loss - math.log(12)), 0.1
 
 # %% ../../nbs/tools/claims.ipynb #5be88fb7
-def _train(model: nn.Module, loader, lr: float, epochs: int, seed: int) -> nn.Module:
-    "At a constant rate, in a loop that knows nothing of schedules."
-    with seeded(seed):
-        model.train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-        for _ in range(epochs):
-            for x, y in loader:
-                F.cross_entropy(model(x), y).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-    return model.eval()
+def _train(model: nn.Module, dls, lr: float, epochs: int, seed: int) -> Recorder:
+    "Train at a constant rate."
+    return fit(model, dls, epochs, constant(epochs * len(dls.train), lr), seed=seed, show=False)
 
 def _tensors_changed(model: nn.Module, seed: int) -> int:
-    "Tensors of the body that one epoch changes in any bit."
-    before = copy.deepcopy(model[0].state_dict())
-    after = _train(model, _pets().train, 3e-3, 1, seed)[0].state_dict()
+    "Tensors of the body that one epoch changes in any bit, in a loop that keeps no features."
+    before, loader = copy.deepcopy(model[0].state_dict()), _pets().train
+    with seeded(seed):
+        list(train_epoch(model, loader, zip(*constant(len(loader), 3e-3)), create_optimizer(model)))
+    after = model[0].state_dict()
     return sum(not tensor.equal(after[name]) for name, tensor in before.items())
 
 def _frozen(seed: int) -> tuple[float, float]:
@@ -156,19 +151,15 @@ def _switch_alone(seed: int) -> tuple[float, float]:
 
 # %% ../../nbs/tools/claims.ipynb #d82fee4f
 def _damage(seed: int) -> tuple[float, float]:
-    model = _train(unfreeze(_model(seed)), _pets(size=48).train, 3e-3, 1, seed)
+    model = unfreeze(_model(seed))
+    _train(model, _pets(size=48), 3e-3, 1, seed)
     return _knowledge(model[0], seed), _knowledge(create_body(), seed)
 
 def _times(seed: int, factor: float) -> tuple[float, float]:
     "Seconds of the third epoch of a frozen body's head, times a factor; of one of everything."
     dls, model = _pets(size=48, flip=False), _model(seed)
-    head, features = cache_features(model, dls)
-    _train(head, features.train, 1e-3, 2, seed)
-    start = time.perf_counter()
-    _train(head, features.train, 1e-3, 1, seed)
-    middle = time.perf_counter()
-    _train(unfreeze(model), dls.train, 1e-5, 1, seed)
-    return factor * (middle - start), time.perf_counter() - middle
+    third = _train(model, dls, 1e-3, 3, seed).history[2]['time']
+    return factor * third, _train(unfreeze(model), dls, 1e-5, 1, seed).history[0]['time']
 
 # %% ../../nbs/tools/claims.ipynb #89b6464b
 @lru_cache
@@ -176,10 +167,9 @@ def _errors_on_two_kinds(seed: int, head_first: bool, unfrozen: bool) -> tuple[f
     "Errors on drawings and on sketches: five epochs of the head, and/or three of all layers."
     dls, model = _pets(size=48), _model(seed)
     if head_first:
-        head, features = cache_features(model, dls)
-        _train(head, features.train, 1e-3, 5, seed)
+        _train(model, dls, 1e-3, 5, seed)
     if unfrozen:
-        _train(unfreeze(model), dls.train, 3e-4, 3, seed)
+        _train(unfreeze(model), dls, 3e-4, 3, seed)
     return _error(model, dls), _error(model, _pets(2, 48, style='sketch'))
 
 def _head_first(kind: int) -> Callable[[int], tuple[float, float]]:
@@ -308,45 +298,45 @@ CLAIMS = [
           'error, head first', 'all at once', _head_first(1)),
     Claim('On another style, the head alone beats training all layers', '03_freezing',
           'error, head alone', 'all layers', _head_alone_elsewhere),
-    Claim('One-cycle beats a constant rate at a moderate peak, 1e-3', '04_one_cycle',
+    Claim('One-cycle beats a constant rate at a moderate peak, 1e-3', '05_one_cycle',
           'error, one-cycle', 'constant', _schedule(1e-3)),
-    Claim('One-cycle beats a constant rate at a high peak, 3e-3', '04_one_cycle',
+    Claim('One-cycle beats a constant rate at a high peak, 3e-3', '05_one_cycle',
           'error, one-cycle', 'constant', _schedule(3e-3)),
-    Claim('The finder changes nothing', '05_lr_finder', 'changes', 'allowed', _looking),
-    Claim("The finder's valley beats rates ten times lower and higher", '05_lr_finder',
+    Claim('The finder changes nothing', '06_lr_finder', 'changes', 'allowed', _looking),
+    Claim("The finder's valley beats rates ten times lower and higher", '06_lr_finder',
           'error at the valley', 'best of the two', _suggestion),
-    Claim("After unfreezing, the head's rate does harm", '05_lr_finder',
+    Claim("After unfreezing, the head's rate does harm", '06_lr_finder',
           'error before', 'after an epoch at 3e-3',
           lambda seed: _one_more_epoch(seed, 3e-3)),
-    Claim('After unfreezing, a rate thirty times lower helps', '05_lr_finder',
+    Claim('After unfreezing, a rate thirty times lower helps', '06_lr_finder',
           'error after an epoch at 1e-4', 'before',
           lambda seed: _one_more_epoch(seed, 1e-4)[::-1]),
-    Claim('The head alone beats training from scratch', '06_fine_tuning',
+    Claim('The head alone beats training from scratch', '10_near_and_far',
           'error, head only', 'from scratch',
           _compare(_final('head only'), _final('from scratch'))),
-    Claim('Fine-tuning beats the head alone', '06_fine_tuning',
+    Claim('Fine-tuning beats the head alone', '10_near_and_far',
           'error, fine_tune(4)', 'head only', _compare(_final('4'), _final('head only'))),
-    Claim('Fine-tuning beats all layers at once at a moderate rate', '06_fine_tuning',
+    Claim('Fine-tuning beats all layers at once at a moderate rate', '10_near_and_far',
           'error, fine_tune(4)', 'all at once', _compare(_final('4'), _final('all at once'))),
-    Claim('A frozen epoch before the others helps', '06_fine_tuning',
+    Claim('A frozen epoch before the others helps', '10_near_and_far',
           'error, one frozen epoch', 'none',
           _compare(_final('2'), _final('2, freeze_epochs=0'))),
-    Claim('Small rates for early layers beat the same rate for all', '06_fine_tuning',
+    Claim('Small rates for early layers beat the same rate for all', '10_near_and_far',
           'error, lr_mult=100', 'lr_mult=1', _compare(_final('4'), _final('4, lr_mult=1'))),
-    Claim('Fine-tuning moves early layers less than late ones', '06_fine_tuning',
+    Claim('Fine-tuning moves early layers less than late ones', '07_fine_tuning',
           'early body moved by', 'late body', _distances),
-    Claim('Fine-tuned on 5 pictures a class beats from scratch on 10', '06_fine_tuning',
+    Claim('Fine-tuned on 5 pictures a class beats from scratch on 10', '10_near_and_far',
           'error, fine-tuned', 'from scratch',
           _compare(_final('4', 5), _final('from scratch', 10))),
-    Claim('The validation loss can rise by a tenth and more', '07_overfitting',
+    Claim('The validation loss can rise by a tenth and more', '08_overfitting',
           '1.1 × its lowest', 'last', _loss_rises),
-    Claim('... while the error is no worse', '07_overfitting',
+    Claim('... while the error is no worse', '08_overfitting',
           'last error', 'error at the lowest loss', _error_does_not),
-    Claim('What rises is the confidence in wrong answers', '07_overfitting',
+    Claim('What rises is the confidence in wrong answers', '08_overfitting',
           'confidence at the lowest loss', 'last', _surer_mistakes),
-    Claim('Dividing the logits by 2 takes much of it back', '07_overfitting',
+    Claim('Dividing the logits by 2 takes much of it back', '08_overfitting',
           'loss, divided', 'as it is', _temperature),
-    Claim('Hiding the evidence hurts an answer most', '08_what_it_learned',
+    Claim('Hiding the evidence hurts an answer most', '09_what_it_learned',
           'certainty, evidence hidden', 'another place hidden', _evidence),
 ]
 
@@ -402,7 +392,7 @@ def save_claims(results: Sequence[Measured], path: str | Path) -> None:
     Path(path).write_text(json.dumps(about, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def read_claims(path=CLAIMS_FILE) -> list[Measured]:
-    "What `save_claims` wrote; by default the run that is shown on the home page."
+    "Read what `save_claims` wrote; by default the run that is shown on the home page."
     rows = json.loads(path.read_text(encoding='utf-8'))['results']
     return [Measured(**row)._replace(pairs=[tuple(pair) for pair in row['pairs']]) for row in rows]
 

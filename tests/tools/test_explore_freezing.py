@@ -51,4 +51,4 @@ def test_plot_of_freezing_names_layers_and_costs(make_learner):
     costs = [StepCost(100, 2**20, 0.1, math.nan), StepCost(50, 2**19, 0.05, math.nan), StepCost(9, 10, 0.02, 0.001)]
     texts = [t.get_text() for t in plot_freezing(model, costs, 1).texts]
     assert {'conv1', 'layer1', 'layer4', 'Linear', 'from head', '100 ms', '1.0 MB'} <= set(texts)
-    assert '20 ms, 1.0 with known features' in texts
+    assert '20 ms, 1.0 with cached features' in texts

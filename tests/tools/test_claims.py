@@ -3,10 +3,9 @@ import json
 
 import pytest
 
-import finetune_teach.__main__ as command
-from finetune_teach import claims
+import finetune_teach.tools.command_line as command
 from finetune_teach.tools.claims import (
-    CLAIMS, CLAIMS_FILE, Claim, Measured, check_claims, claims_table, read_claims)
+    CLAIMS, CLAIMS_FILE, Claim, Measured, check_claims, claims_table, measured_claims, read_claims)
 
 SAVED = read_claims()
 
@@ -77,4 +76,4 @@ def test_command_notices_a_missing_folder_before_measuring(tmp_path, monkeypatch
 
 def test_the_home_page_shows_the_saved_run(request):
     readme = (request.config.rootpath / 'README.md').read_text(encoding='utf-8')
-    assert claims.measured_claims(CLAIMS_FILE).replace('](', '](nbs/') in readme
+    assert measured_claims(CLAIMS_FILE).replace('](', '](nbs/') in readme
