@@ -202,7 +202,7 @@ ANYTHING = st.recursive(st.one_of(NUMBERS, st.none(), st.text(max_size=4)), lamb
     st.builds(slice, inner), st.lists(st.floats(), max_size=4).map(np.array)), max_leaves=6)
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(ANYTHING, st.integers(1, 5))
 def test_any_rates_give_positive_numbers_or_a_value_error(given_rates, n):
     try:
