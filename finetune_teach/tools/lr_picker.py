@@ -79,9 +79,9 @@ class PreviewTrainer:
         schedule = one_cycle(self.steps, lrs, moms=self.moms)
         preview = PreviewRun(lr, Recorder(epochs_begun=self.epochs_begun))
         try:
-            for _ in with_own_random_state(fit_steps(part, self.loaders, self.epochs, schedule, optimizer,
-                                         self.loss_func, self.metrics, preview.recorder,
-                                         self.seed, show=False)):
+            for _ in with_own_random_state(fit_steps(
+                    part, self.loaders, self.epochs, schedule, optimizer, self.loss_func,
+                    self.metrics, preview.recorder, self.seed, show=False)):
                 yield preview
         except NotFinite as error: # too high a rate; any other error is none of this one's
             preview = preview._replace(problem=str(error))
