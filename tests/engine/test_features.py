@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from conftest import WithoutPlans, same_bits, small_network, state
-from finetune_teach.engine.features import (
-    FeatureCache, FeatureLoader, FeatureTable, Loaders, cache_features)
+from finetune_teach.engine.features import FeatureCache, FeatureTable, Loaders, cache_features
 from finetune_teach.freezing import freeze, freeze_to
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body

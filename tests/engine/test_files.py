@@ -37,7 +37,8 @@ def test_what_a_killed_program_left_is_no_hindrance(tmp_path):
 def test_a_disk_that_is_full(tmp_path, error, older, told):
     if older:
         (tmp_path / 'a').touch()
-    with pytest.raises(OSError, match=f'a cannot be written: no space left.*{told}. Make room'), whole_file(tmp_path / 'a'):
+    message = f'a cannot be written: no space left.*{told}. Make room'
+    with pytest.raises(OSError, match=message), whole_file(tmp_path / 'a'):
         raise error
     assert (tmp_path / 'a').exists() is older
 
