@@ -8,13 +8,15 @@ __all__ = []
 # %% ../nbs/index.ipynb #60bd916e
 from torchvision.models import resnet18, resnet34, resnet50
 
-from .drawing import draw_pet
+from .engine.decoding import load_picture
+from .engine.drawing import draw_pet
+from .engine.plots import show_pictures
 from .engine.random_state import seeded, set_seed
 from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
 from .engine.versions import show_versions
 from .pictures import (
-    denormalise, drawn_pets, image_files, image_folders, load_picture, show_pictures)
+    denormalise, drawn_pets, image_files, image_folders)
 from .pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from .random_head import create_head

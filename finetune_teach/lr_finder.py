@@ -18,9 +18,8 @@ from torch import nn
 
 from .engine.features import FeatureCache
 from .engine.history import smooth
-from .engine.plots import rate_axis
+from .engine.plots import COLOURS, new_axes, rate_axis
 from .engine.random_state import keep_random_state, seeded
-from .pictures import COLOURS, new_axes
 from .training_loop import Schedule, create_optimizer, prepare, train_epoch
 
 # %% ../nbs/06_lr_finder.ipynb #61596efa

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .engine.history import PredictedLabels, Recorder, mark_phases, predicted_labels
-from .pictures import COLOURS, new_axes
+from .engine.plots import COLOURS, new_axes
 
 # %% ../nbs/08_overfitting.ipynb #1d3c0e43
 def _costs(rows: Sequence[dict], key: str, lowest: bool | None) -> list[float]:

@@ -9,7 +9,9 @@ __all__ = ['oxford_pets']
 from pathlib import Path
 
 from .engine.downloads import download_archives
-from .pictures import ImageLoaders, check, few, read_files
+from .engine.loaders import ImageLoaders
+from .engine.messages import check, few
+from .pictures import picture_loaders
 
 # %% ../nbs/12_oxford_pets.ipynb #bb8e22bc
 _URL = 'https://www.robots.ox.ac.uk/~vgg/data/pets/'
@@ -52,11 +54,6 @@ def _find_photos(folder: Path, download: bool, some_suffice: bool) -> tuple[list
                                 'fetched and unpacked again')
     return photos, in_test
 
-def _all_options(options: dict) -> dict:
-    "Return the options of `image_folders`, with its defaults for those that are not given."
-    return dict(size=None, batch_size=32, valid_pct=0.2, seed=42, flip=True, min_scale=1.0,
-                mean=None, std=None, on_error='raise', memory=1.0) | options
-
 # %% ../nbs/12_oxford_pets.ipynb #faad3cf0
 def oxford_pets(path: str | Path,           # torchvision's root; they are in its oxford-iiit-pet
                 *, download: bool = False,  # fetch them (800 MB) if they are not there
@@ -72,5 +69,5 @@ def oxford_pets(path: str | Path,           # torchvision's root; they are in it
     labels = [photo.stem.rsplit('_', 1)[0] for photo in photos]
     if cats_vs_dogs:
         labels = ['cat' if label[0].isupper() else 'dog' for label in labels]
-    return read_files(photos, labels, in_test if split == 'official' else None, root,
-                      **_all_options(options))
+    return picture_loaders(photos, labels, in_test if split == 'official' else None, root,
+                      **options)

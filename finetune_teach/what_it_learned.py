@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .engine.modules import device_of, modes_kept
+from .engine.plots import show_pictures
 from .engine.random_state import keep_random_state
 from .freezing import blocks
-from .pictures import denormalise, show_pictures
+from .pictures import denormalise
 
 # %% ../nbs/09_what_it_learned.ipynb #e0f6220e
 def first_convolution(model: nn.Module) -> nn.Conv2d:

@@ -9,10 +9,10 @@ from torch import nn
 from conftest import assert_unchanged, changed, everything, same_bits, state
 from finetune_teach import overfitting
 from finetune_teach.engine.history import Phase, PredictedLabels, Recorder
+from finetune_teach.engine.plots import COLOURS
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, confidences, mistakes_in, plot_calibration,
     plot_loss_and_metric, top_mistakes)
-from finetune_teach.pictures import COLOURS
 from finetune_teach.tools.explore_overfitting import (
     explore_overfitting, mistake_pictures, plot_epoch)
 from finetune_teach.training_loop import accuracy, error_rate

@@ -13,7 +13,7 @@ from torchvision.datasets import OxfordIIITPet
 
 from conftest import publish
 from finetune_teach import oxford_pets as module
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.oxford_pets import oxford_pets
 
 NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '12_oxford_pets.ipynb'

@@ -10,6 +10,7 @@ from torchvision import models
 from torchvision.models.regnet import BlockParams
 
 from conftest import same_bits, state
+from finetune_teach.engine.tiny_resnet import TinyResNet
 from finetune_teach.freezing import freeze, layer_groups
 from finetune_teach.pretrained_body import centroid_accuracy, create_body, last_layer, linear_probe
 from finetune_teach.random_head import create_head
@@ -73,15 +74,15 @@ def test_every_network(arch, meta):
 
     before = state(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    scores = model.train()(x)
-    assert scores.shape == (2, 3)
+    logits = model.train()(x)
+    assert logits.shape == (2, 3)
     if not large:
-        F.cross_entropy(scores, torch.tensor([0, 1])).backward()
+        F.cross_entropy(logits, torch.tensor([0, 1])).backward()
         optimizer.step()
         after = model.state_dict()
         for name in before:
             assert torch.equal(before[name], after[name]) is name.startswith('0.'), name
-    del body, model, groups, before, optimizer, scores
+    del body, model, groups, before, optimizer, logits
     gc.collect()
 
 
@@ -111,8 +112,25 @@ def test_tiny_resnet_is_split_like_its_big_sisters():
 def test_auxiliary_classifiers_go(arch, side):
     body = create_body(arch, weights=None)
     assert not [name for name, _ in body.named_parameters() if 'aux' in name.lower()]
-    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary scores
+    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary logits
     assert features.shape == (2, body.num_features)
+
+
+def test_a_network_with_narrow_shortcuts_trains():
+    "Strided 1x1 convolutions of four channels: with the channels last, oneDNN computes them wrongly."
+    torch.manual_seed(0)
+    network = TinyResNet(5, widths=(4, 4, 8, 8), depths=(1, 1, 1, 1))
+    model = nn.Sequential(create_body(network), nn.Linear(8, 2))
+    assert all(p.is_contiguous() for p in model.parameters())
+    x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        losses.append(F.cross_entropy(model(x), y))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
 
 
 # What `arch` may be

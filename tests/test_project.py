@@ -160,8 +160,9 @@ def test_workflows_run_what_the_readme_says():
     assert matrix['python'] == [f'3.{n}' for n in range(10, 10 + len(matrix['python']))], 'none is left out'
     runs = [(step['run'].split(' #')[0], step.get('if', '')) for step in test['test']['steps'] if 'run' in step]
     at = runs.index((command, ''))
-    (slow, where), = runs[at + 1:]
+    (slow, where), (again, there) = runs[at + 1:]
     assert slow == 'pytest -m slow' and set(re.findall(r"'([^']+)'", where)) <= {*matrix['os'], *matrix['python']}
+    assert again in (ROOT / '.ci/run').read_text() and there == where
     steps = [step for job in [*test.values(), *site.values()] for step in job['steps']]
     assert [step for step in steps if 'nbdev_docs' in step.get('run', '')]
     assert [step for step in steps if step.get('with', {}).get('path') == SETTINGS['DEFAULT']['doc_path']]
@@ -173,7 +174,11 @@ def test_the_readmes_command_leaves_out_what_is_slow_and_ci_does_not():
     options = TOOLS['pytest']['ini_options']
     assert '-m "not slow"' in options['addopts'] and [m for m in options['markers'] if m.startswith('slow:')]
     assert '`pytest -m slow`' in (ROOT / 'README.md').read_text()
-    assert (ROOT / '.ci/run').read_text().endswith('\nbash -c "$command"\npytest -m slow\n')
+    *_, readmes, slow, last = (ROOT / '.ci/run').read_text().splitlines()
+    assert (readmes, slow) == ('bash -c "$command"', 'pytest -m slow')
+    variable, command, *files = last.split()
+    assert (variable, command) == ('ONEDNN_MAX_CPU_ISA=AVX2', 'pytest')
+    assert files and all((ROOT / file).exists() for file in files)
 
 
 def test_all_code_is_python_of_the_oldest_version_and_compiles_without_a_warning():

@@ -5,9 +5,7 @@ The same inputs each time (see conftest.py), so that a change breaks a test and 
 import argparse
 import copy
 import math
-import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +17,10 @@ from torch import nn
 from finetune_teach.engine.explorer import two_digits
 from finetune_teach.engine.history import smooth
 from finetune_teach.engine.metrics import metric_names
-from finetune_teach.engine.random_state import seeded
 from finetune_teach.freezing import freeze_to, layer_groups
 from finetune_teach.lr_finder import (
     LRFinder, known_points, rate_text, suggest_minimum, suggest_steep, suggest_valley)
 from finetune_teach.one_cycle import cosine, fine_tune_schedule, one_cycle, spread_lrs
-from finetune_teach.pictures import divide, label_all, label_function, random_crops, random_split
 from finetune_teach.tools.command_line import parser
 from finetune_teach.tools.lr_picker import LRPicker
 from finetune_teach.training_loop import constant, create_optimizer
@@ -274,106 +270,6 @@ def test_a_rate_as_text_is_the_rate_to_two_digits(lr):
     assert two_digits(two_digits(lr)) == two_digits(lr)
     assert eval(rate_text(slice(lr))) == slice(two_digits(lr))
     assert eval(rate_text(slice(lr, 2 * lr))) == slice(two_digits(lr), two_digits(2 * lr))
-
-
-# Splits
-
-LABELS = st.lists(st.integers(2, 9), min_size=1, max_size=6).flatmap(
-    lambda counts: st.permutations([k for k, n in enumerate(counts) for _ in range(n)]))
-
-
-@given(LABELS, st.floats(0.001, 0.999), st.integers(-2**63, 2**64 - 1))
-def test_random_split(labels, valid_pct, seed):
-    y = torch.tensor(labels)
-    before = torch.get_rng_state()
-    is_valid = random_split(y, valid_pct, seed)
-    assert is_valid.dtype == torch.bool and len(is_valid) == len(y)
-    for k in y.unique():
-        n, total = int(is_valid[y == k].sum()), int((y == k).sum())
-        assert 1 <= n < total and (abs(n - valid_pct * total) <= 0.5 or n in (1, total - 1))
-    assert torch.equal(is_valid, random_split(y, valid_pct, seed)) and torch.equal(before, torch.get_rng_state())
-
-
-@given(st.integers(0, 30).flatmap(lambda n: st.tuples(st.permutations(range(n)), st.integers(0, n), st.integers(0, n))))
-def test_divide_gives_each_part_its_pictures_in_order(drawn):
-    order, a, b = drawn
-    a, b = sorted([a, b])
-    pictures = torch.arange(len(order)).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8).clone()
-    parts = [torch.tensor(order[:a], dtype=torch.long), torch.tensor(order[a:b], dtype=torch.long)]
-    pieces = divide(pictures, *parts)
-    for part, piece in zip(parts, pieces, strict=True):
-        assert piece[:, 0, 0, 0].tolist() == part.tolist() and (piece == piece[:, :1, :1, :1]).all()
-    assert sorted(pictures[:, 0, 0, 0].tolist()) == list(range(len(order))), 'none is lost'
-
-
-@given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.booleans(), st.floats(0.01, 1), st.integers(0, 99))
-def test_an_epoch_has_each_picture_once(n, batch_size, shuffle, flip, min_scale, seed):
-    with seeded(seed):
-        plans = list(draw_plans(n, math.ceil(n / batch_size), shuffle, flip, min_scale))
-    index = torch.cat([plan.index for plan in plans]).tolist()
-    assert sorted(index) == list(range(n)) and (shuffle or index == list(range(n)))
-    sizes = [len(plan.index) for plan in plans]
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1 and min(sizes) > 0
-    for plan in plans:
-        assert len(plan.flip) == len(plan.index) and (flip or not plan.flip.any())
-        assert (plan.crop is None) == (min_scale == 1)
-        assert plan.crop is None or plan.crop.shape == (len(plan.index), 4)
-
-
-@given(st.integers(1, 200), st.floats(1e-12, 1, exclude_max=True), st.integers(0, 10**6))
-@example(100, 1e-45, 0)
-def test_random_crops_lie_inside_and_keep_what_they_promise(n, min_scale, seed):
-    with seeded(seed):
-        left, top, width, height = random_crops(n, min_scale).unbind(1)
-    for at, side in (left, width), (top, height):
-        assert (at >= 0).all() and (side > 0).all() and (at + side <= 1 + 1e-6).all()
-    assert (width * height >= min_scale * (1 - 1e-5)).all() and (width * height <= 1).all()
-    ratio = width / height
-    assert (ratio >= 3 / 4 - 1e-4).all() and (ratio <= 4 / 3 + 1e-4).all()
-
-
-# Labels
-
-PATTERNS = st.one_of(st.text('ab01._-()[]{}+*?^$|\\dw,<>:=!P', max_size=12), st.text(max_size=6),
-                     st.binary(max_size=6), NUMBERS, st.none(),
-                     st.sampled_from(['(a{99999999999})', '(' * 90 + ')' * 90, '(?P<x>a)(?P=y)', '(?<=a*)(b)', '(a)']))
-NAMES = st.lists(st.text(min_size=1, max_size=10).filter(lambda name: name not in ('.', '..') and
-                                                         not set(name) & set('/\\\0')), max_size=4)
-
-
-@settings(max_examples=500)
-@given(PATTERNS, NAMES)
-@pytest.mark.filterwarnings('ignore:Possible:FutureWarning', 'ignore::DeprecationWarning')
-def test_any_pattern_gives_labels_that_stand_in_the_names_or_a_value_error(pattern, names):
-    files = [Path(name) for name in names]
-    try:
-        labels = label_all(files, pattern)
-    except ValueError as error:
-        assert len(str(error)) > 20
-    else:
-        assert len(labels) == len(files)
-        assert all(label and label in path.name for label, path in zip(labels, files))
-
-
-@given(st.one_of(st.text(), NUMBERS, st.none(), st.lists(st.integers())), NAMES.filter(bool))
-def test_whatever_a_label_function_gives(value, names):
-    files = [Path(name) for name in names]
-    try:
-        labels = label_all(files, lambda path: value)
-    except ValueError as error:
-        assert 'gives no label' in str(error) and (value is None or value == '')
-    else:
-        assert labels == [str(value)] * len(files)
-    def fails(path):
-        raise KeyError(path)
-    with pytest.raises(ValueError, match='KeyError'):
-        label_all(files, fails)
-
-
-@given(NAMES.filter(bool))
-def test_a_pattern_finds_what_it_was_made_for(names):
-    for name in names:
-        assert label_function(f'^({re.escape(name)})$')(Path(name)) == name
 
 
 # Networks

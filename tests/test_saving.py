@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
 from finetune_teach import __version__
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.engine.files import check_writable, whole_file
 from finetune_teach.engine.modules import checksum
 from finetune_teach.engine.saving import file_name, read_saved, read_tensors, write_tensors

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.drawing import draw_pet
 
 NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '09_your_own_photos.ipynb'
 

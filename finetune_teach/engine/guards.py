@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..pictures import printable
+from .messages import printable
 
 # %% ../../nbs/engine/guards.ipynb #cdafcf71
 class NotFinite(ValueError):

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from .metrics import NOT_METRICS
-from .plots import rate_axis
-from ..pictures import COLOURS, new_axes
+from .plots import COLOURS, new_axes, rate_axis
 
 # %% ../../nbs/engine/history.ipynb #404021d0
 class Step(NamedTuple):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .decoding import load_picture
 from .modules import device_of, modes_kept
-from ..pictures import load_picture
 
 # %% ../../nbs/engine/prediction.ipynb #eec4af7d
 class Prediction(NamedTuple):

@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..engine.history import Recorder
+from ..engine.loaders import ImageLoaders
 from ..engine.random_state import seeded
 from ..fine_tuning import Learner
 from ..freezing import freeze, group_distances, unfreeze
 from ..lr_finder import lr_find
 from ..one_cycle import one_cycle
 from ..overfitting import best_epoch, confidences
-from ..pictures import ImageLoaders, drawn_pets
+from ..pictures import drawn_pets
 from ..pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from ..random_head import create_head

@@ -15,10 +15,11 @@ import warnings
 from pathlib import Path
 
 from ..engine.files import check_writable
+from ..engine.messages import printable
 from ..engine.saving import file_name
 from ..engine.versions import show_versions
 from ..fine_tuning import Learner
-from ..pictures import drawn_pets, image_folders, printable
+from ..pictures import drawn_pets, image_folders
 from .claims import check_claims, save_claims
 from .course_writer import write_course
 from .learners import load_learner, vision_learner

@@ -12,7 +12,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from ..pictures import few
+from ..engine.messages import few
 
 # %% ../../nbs/tools/course_writer.ipynb #5e7bb9dd
 INSTALL = ("import sys\n"

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 
 from ..engine.explorer import Explorer, slider
 from ..engine.history import Recorder
+from ..engine.messages import printable
+from ..engine.plots import COLOURS
 from ..engine.random_state import keep_random_state
 from ..overfitting import mistakes_in
-from ..pictures import COLOURS, denormalise, printable
+from ..pictures import denormalise
 
 # %% ../../nbs/tools/explore_overfitting.ipynb #35f828d8
 def _count(recorder: Recorder) -> torch.Tensor: # epochs x 2 (right, wrong) x 10 bins of confidence

@@ -24,12 +24,12 @@ from ..engine.guards import NotFinite
 from ..engine.history import Recorder, smooth
 from ..engine.metrics import compute_metrics, metric_names
 from ..engine.modules import modes_kept
+from ..engine.plots import COLOURS, new_axes
 from ..engine.precision import with_precision
 from ..engine.random_state import keep_random_state, with_own_random_state
 from ..freezing import layer_groups
 from ..lr_finder import RULES, LRFinder, lr_find, nearest_rate, plot_lr_find, rate_text
 from ..one_cycle import check_epochs, one_cycle, spread_lrs
-from ..pictures import COLOURS, new_axes
 from ..training_loop import (
     create_optimizer, error_rate, fit_steps, get_logits, set_weight_decay)
 

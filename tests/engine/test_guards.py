@@ -176,7 +176,6 @@ def test_too_little_memory_while_features_are_computed(make_learner):
 TOO_LARGE = '''
 import resource, torch
 from torch import nn
-from finetune_teach.training_loop import constant, fit
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)),
                       nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)))
