@@ -329,9 +329,10 @@ def pick_lr(learn,           # a `Learner`, or a model together with `dls`; it s
         raise ValueError('a model alone has no pictures: give its loaders, too, '
                          'pick_lr(model, dls).')
     if dls is None:
-        trainer = PreviewTrainer(learn.model, learn.loaders, learn.optimizer, epochs, learn.loss_func,
-                        learn.metrics, learn.wd, learn.moms, learn.seed,
-                        learn.recorder.epochs_begun)
+        trainer = PreviewTrainer(
+            learn.model, learn.loaders, learn.optimizer, epochs, learn.loss_func,
+            learn.metrics, learn.wd, learn.moms, learn.seed,
+            learn.recorder.epochs_begun)
         options = {'wd': learn.wd, 'loss_func': learn.loss_func, 'seed': learn.seed, **kwargs}
     else:
         own = {name: kwargs[name] for name in ('loss_func', 'wd', 'seed') if name in kwargs}
