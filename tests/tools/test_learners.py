@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import changed, same_bits, small_network, state
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.engine.tiny_resnet import tiny_resnet
 from finetune_teach.fine_tuning import Learner
 from finetune_teach.pretrained_body import create_body
