@@ -212,7 +212,7 @@ class Comparison:
 def drawn_photos(folder, n, size):
     "Draw `n` pets or a few more, save them as JPEG, and list them as (class, file), classes mixed."
     from PIL import Image
-    from finetune_teach.drawing import BREEDS, draw_pets
+    from finetune_teach.engine.drawing import BREEDS, draw_pets
     folder.mkdir()
     each = -(-n // len(BREEDS))
     pictures, labels = draw_pets(each, seed=0, size=size)

@@ -117,6 +117,11 @@ def batch(n=4, value=None):
     return x, torch.arange(n) % 2
 
 
+def longer(*batches):
+    "A loader that says that it has one batch."
+    return type('Longer', (list,), {'__len__': lambda self: 1})(batches)
+
+
 def own_network(place=None):
     "A builder without weights."
     return small_network()
@@ -620,6 +625,8 @@ def one_cycle():
         ('not even two pictures fit into memory', '32 pictures', lambda p: too_large(1)),
         ('fit(...) without validation batches', '0 validation',
          lambda p: fit(network(), Dls([batch()], []), 1, constant(1, 1e-3), show=False)),
+        ('fit(...) with a loader that gives more batches than its length', '1 of its len()', lambda p: fit(
+            network(), Dls(longer(batch(), batch()), [batch()]), 1, constant(1, 1e-3), show=False)),
         ('fit(...) with a schedule of another length', '3 steps',
          lambda p: fit(network(), Dls([batch()], [batch()]), 2, constant(3, 1e-3), show=False)),
         ('fit(...) with a schedule of two rates a step', '2 rates',

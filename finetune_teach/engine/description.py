@@ -67,7 +67,8 @@ def check_arguments(dls, metrics, kwargs: dict) -> None:
     if 'pretrained' in kwargs:
         raise TypeError("vision_learner has no pretrained=: give weights='DEFAULT', or "
                         'weights=None for random ones.')
-    if not all(hasattr(dls, name) for name in ('train', 'valid', 'classes')):
+    ours = hasattr(dls, 'with_preprocessing') # a look at `train` might decode all pictures
+    if not ours and not all(hasattr(dls, name) for name in ('train', 'valid', 'classes')):
         raise ValueError(f'dls={short(dls)}: wanted are loaders, as image_folders(...), '
                          'image_files(...) or drawn_pets() make them.')
     for metric in [metrics] if callable(metrics) or isinstance(metrics, str) else metrics or []:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from finetune_teach.engine.distributed import by_first_process, default_device, share_work, world
+from finetune_teach.engine.drawing import draw_pets
 from finetune_teach.tools.learners import load_learner
 
 START = '''
@@ -18,12 +20,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from finetune_teach.all import *
+from finetune_teach.engine import store
 from finetune_teach.engine.distributed import by_first_process, share_work, world
 from finetune_teach.engine.features import Loaders
 from finetune_teach.engine.guards import NotFinite
 from finetune_teach.engine.modules import checksum
 from finetune_teach.engine.saving import read_saved
-from finetune_teach.pictures import ImageLoader
 rank, size = world()
 
 def small(seed=0): # no batch norm in the body, but in the head, with dropout
@@ -41,31 +43,23 @@ def plain(dls, **options): # PyTorch's own loaders of the same pictures
 dls = drawn_pets(n_train=4, n_valid=3, size=32, batch_size=9) # 48 pictures: shares of 4 and 5; 3 are not shared
 '''
 TRAIN = START + '''
-decoded = []
-load = ImageLoader.load
-ImageLoader.load = lambda self, spec: decoded.append(len(spec.index)) or load(self, spec)
-
 def facts(recorder, model):
     return dict(losses=recorder.losses, learns=[p.requires_grad for p in model.parameters()],
                 weights=[t.double().abs().sum().item() for t in model.state_dict().values()],
                 rows=[[v for k, v in row.items() if k != 'time'] for row in recorder.history])
 
-def take():
-    n = sum(decoded)
-    decoded.clear()
-    return n
-
 found, model = dict(world=world()), small(rank)
 if size > 1:
     share_work(model, dls)
     found['first'] = checksum(model.state_dict())
-take()
 found['small'] = facts(fine_tune(model := small(), dls, 2, seed=0, show=False), model)
 found['plain'] = facts(fine_tune(model := small(), plain(dls), 2, seed=0, show=False), model)
-take()
+decoded, load = [], store.load_picture
+store.load_picture = lambda path, size: decoded.append(path.name) or load(path, size)
+vision_learner(image_folders('photos', size=32, batch_size=9), seed=0, device='cpu', show=False).fit_one_cycle(1)
+found['decoded'] = decoded
 learn = vision_learner(dls, seed=0, hidden=(16,), device='cpu')
 learn.fit_one_cycle(1)
-found['decoded'] = take()
 if rank == 0:
     learn.validate() # not together: the others go on
 learn.fit_one_cycle(1)
@@ -112,7 +106,8 @@ for model in (small(), freeze(small())):
     same_everywhere(checksum(model.state_dict()))
 
 sampler = DistributedSampler(bad.valid.dataset)
-for loaders in (bad._replace(train=DataLoader(bad.valid.dataset, 9, sampler=sampler)), drawn_pets(3, 2, size=32, seed=rank)):
+others = drawn_pets(3, 2, size=32, seed=rank)
+for loaders in (bad._replace(train=DataLoader(bad.valid.dataset, 9, sampler=sampler)), others):
     steps = len(loaders.train)
     said = same_everywhere(fails(lambda: fit(small(), loaders, 1, constant(steps, 1e-3), show=False), ValueError))
     assert 'the processes have different pictures' in said
@@ -181,6 +176,10 @@ def results(tmp_path_factory):
     "What one process says, and what each of two; with the folder and the output of the two."
     folders = [tmp_path_factory.mktemp(name) for name in ('alone', 'together')]
     for folder, processes in zip(folders, (1, 2)):
+        for i, picture in enumerate(draw_pets(4, size=32)[0]):
+            place = folder / 'photos' / 'ab'[i % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f'{i}.png')
         done = run(folder, TRAIN, processes)
         assert done.returncode == 0, done.stderr
     alone, *together = [json.loads((folder / f'{rank}.json').read_text())
@@ -222,10 +221,11 @@ def test_processes_agree_to_the_bit_also_without_a_seed(results):
 
 
 def test_each_process_decodes_its_share_only(results):
-    alone, together, _, _ = results
-    looked_at = 4 # the first picture of each loader, twice
-    assert sum(r['decoded'] - looked_at for r in together) <= alone['decoded'] + 9 # a batch that is not shared
-    assert all(r['decoded'] < 0.7 * alone['decoded'] for r in together)
+    alone, (first, second), _, _ = results
+    assert sorted(alone['decoded']) == sorted({*first['decoded'], *second['decoded']}) and len(alone['decoded']) == 48
+    twice = {*first['decoded']} & {*second['decoded']}
+    assert len(twice) <= 2 + 3 + 3, 'the first of both loaders, which are compared, and batches too small to share'
+    assert max(len(first['decoded']), len(second['decoded'])) <= 28
 
 
 def test_one_table_and_one_file(results):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from conftest import same_bits, state
-from finetune_teach.drawing import draw_pets
+from finetune_teach.engine.drawing import draw_pets
 from finetune_teach.engine.random_state import seeded
 from finetune_teach.engine.tiny_resnet import WEIGHTS_FILE, TinyResNet, read_weights, tiny_resnet
 from finetune_teach.one_cycle import one_cycle
