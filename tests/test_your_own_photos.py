@@ -7,7 +7,7 @@ from nbclient import NotebookClient
 
 from finetune_teach.drawing import draw_pet
 
-NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '09_your_own_photos.ipynb'
+NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '11_your_own_photos.ipynb'
 
 
 def test_first_half_on_another_folder(tmp_path):
