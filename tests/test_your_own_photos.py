@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from finetune_teach.drawing import draw_pet
@@ -10,6 +11,7 @@ from finetune_teach.drawing import draw_pet
 NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '11_your_own_photos.ipynb'
 
 
+@pytest.mark.slow
 def test_first_half_on_another_folder(tmp_path):
     for breed in ('husky', 'Bengal'):
         (tmp_path / 'mine' / breed).mkdir(parents=True)
