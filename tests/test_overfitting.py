@@ -8,10 +8,10 @@ from torch import nn
 
 from conftest import assert_unchanged, changed, everything, same_bits, state
 from finetune_teach.engine.history import Phase, Recorder
+from finetune_teach.engine.plots import COLOURS
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, confidences, mistakes_in, plot_calibration,
     plot_loss_and_metric, top_mistakes)
-from finetune_teach.pictures import COLOURS
 from finetune_teach.training_loop import accuracy, error_rate, get_logits
 
 

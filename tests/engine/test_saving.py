@@ -19,7 +19,7 @@ import torch
 
 from conftest import assert_unchanged, everything, same_bits, state
 from finetune_teach import __version__
-from finetune_teach.drawing import draw_pet
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.engine.files import check_writable, whole_file
 from finetune_teach.engine.saving import file_name, read_saved, read_tensors, write_tensors
 from finetune_teach.engine.tiny_resnet import TinyResNet, tiny_resnet
@@ -181,7 +181,6 @@ def test_names_that_cannot_be_written(make_learner, tmp_path):
 
 FULL = '''
 import resource, signal, sys, torch
-from finetune_teach.engine.saving import read_tensors, write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pathlib import Path
 path = write_tensors(Path(sys.argv[1]), {'w': torch.zeros(100)}, {})
@@ -204,7 +203,6 @@ def test_a_disk_that_is_full(tmp_path):
 
 READ_ONLY = '''
 import os, sys
-from finetune_teach.engine.files import check_writable
 from pathlib import Path
 if os.getuid() == 0:
     os.setuid(65534) # nobody: for the superuser no folder is read-only
@@ -225,7 +223,6 @@ def test_a_folder_that_is_read_only():
 
 ENDLESS = '''
 import sys, torch
-from finetune_teach.engine.saving import read_tensors, write_tensors
 from pathlib import Path
 n = 0
 while True:
