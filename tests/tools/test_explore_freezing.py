@@ -5,19 +5,10 @@ import torch
 from torch import nn
 
 from conftest import WithoutPlans, same_bits, small_network, state
-from finetune_teach.freezing import freeze
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
 from finetune_teach.tools.explore_freezing import (
-    StepCost, activation_memory, explore_freezing, plot_freezing, step_cost)
-
-
-def test_memory_kept_for_the_backward_pass():
-    "By hand: four-byte numbers, five pictures."
-    model = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3))
-    x = torch.randn(5, 4)
-    assert activation_memory(model, x) == 4 * 5 * (4 + 8), 'the inputs of both layers'
-    assert activation_memory(freeze(model), x) == 4 * 5 * 8, 'that of the last one'
+    StepCost, explore_freezing, plot_freezing, step_cost)
 
 
 def test_costs_of_a_step(pets):
