@@ -21,11 +21,10 @@ from finetune_teach.engine.guards import NotFinite
 from finetune_teach.engine.history import Recorder, plot_schedule, predicted_labels, smooth
 from finetune_teach.engine.metrics import NOT_METRICS
 from finetune_teach.freezing import freeze, freeze_to, layer_groups, unfreeze
-from finetune_teach.one_cycle import cosine, fine_tune_schedule, one_cycle, spread_lrs
+from finetune_teach.one_cycle import cosine, one_cycle, spread_lrs
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
-from finetune_teach.tools.explore_one_cycle import explore_one_cycle
 from finetune_teach.training_loop import (
     accuracy, constant, create_optimizer, error_rate, fit, fit_steps, set_rates, set_weight_decay,
     validate)
