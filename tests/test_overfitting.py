@@ -209,16 +209,6 @@ def test_confidences_are_the_largest_probabilities():
     assert confidences(torch.zeros(1, 3, dtype=torch.half)).dtype == torch.float32
 
 
-def test_calibration_by_hand():
-    # two answers at 0.95, one right; three at 0.55, all right
-    logits = sure([0, 0, 1, 1, 1], [.95, .95, .55, .55, .55])
-    result = calibration(logits, torch.tensor([0, 2, 1, 1, 1]))
-    low, high = result.bins
-    assert (low.low, low.high, low.count, low.accuracy) == (.5, .6, 3, 1)
-    assert (high.count, high.accuracy) == (2, .5) and math.isclose(high.confidence, .95, rel_tol=1e-5)
-    assert math.isclose(result.error, (2 * .45 + 3 * .45) / 5, rel_tol=1e-5)
-
-
 def test_calibration_against_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(500, 7, generator=generator)

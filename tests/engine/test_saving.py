@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -104,19 +103,6 @@ def test_a_learner_comes_back_as_it_was(make_learner, tmp_path, group):
     assert bool(moved) is (group != -1), 'frozen still means frozen to the bit'
     assert ('conv1.weight' in moved) is (group == 0)
     assert not moments(learn.load(path, with_opt=False))
-
-
-def test_saving_and_loading_in_between_changes_nothing(make_learner, tmp_path):
-    runs = []
-    for save in (False, True):
-        learn = make_learner()
-        learn.fine_tune(1)
-        if save:
-            learn.save(tmp_path / 'between')
-            learn.load(tmp_path / 'between')
-        learn.fit_one_cycle(1, 1e-2)
-        runs.append((learn.recorder.losses, state(learn.model)))
-    assert runs[0][0] == runs[1][0] and same_bits(runs[0][1], runs[1][1])
 
 
 def test_what_was_read_does_not_hang_on_the_file(tmp_path):
@@ -220,35 +206,6 @@ def test_a_folder_that_is_read_only():
         assert 'a.safetensors cannot be written: [Errno 13] Permission denied' in done.stdout, done.stderr
         assert not os.listdir(folder)
 
-
-ENDLESS = '''
-import sys, torch
-from pathlib import Path
-n = 0
-while True:
-    n += 1
-    write_tensors(Path(sys.argv[1]), {'w': torch.full((200_000,), float(n))}, {'n': n})
-    if n == 1:
-        print('begun', flush=True)
-'''
-
-@pytest.mark.slow
-def test_killed_while_writing(tmp_path):
-    "Ten kills of a program that does nothing but write one file: it is whole each time."
-    generator = random.Random(0)
-    for _ in range(10):
-        worker = subprocess.Popen([sys.executable, '-c', ENDLESS, str(tmp_path / 'a.safetensors')], text=True,
-                                  stdout=subprocess.PIPE)
-        worker.stdout.readline()
-        time.sleep(generator.uniform(0, 0.3))
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        tensors, about = read_tensors(tmp_path / 'a.safetensors')
-        assert tensors['w'].equal(torch.full((200_000,), float(about['n'])))
-    write_tensors(tmp_path / 'a.safetensors', {}, {})
-    assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
-
-
 # Files that do not fit, or are made to do harm
 
 def other_arch(folder, make_learner):
@@ -314,9 +271,9 @@ class Evil:
     def __reduce__(self):
         return Path.write_text, (Path('ran'), 'code was run')
 
-def torch_pickle(**options):
+def torch_pickle():
     file = io.BytesIO()
-    torch.save({'model': Evil()}, file, **options)
+    torch.save({'model': Evil()}, file)
     return file.getvalue()
 
 def zip_bomb():
@@ -333,31 +290,19 @@ HOSTILE = {
     'pickle': pickle.dumps(Evil()),
     'old pickle': pickle.dumps(Evil(), protocol=0),
     'torch file': torch_pickle(),
-    'old torch file': torch_pickle(_use_new_zipfile_serialization=False),
     'zip bomb': zip_bomb(),
     'python source': b'import os; open("ran", "w")',
     'empty': b'',
-    'seven bytes': b'1234567',
     'header of no bytes': bytes(8),
     'header of 2^60': (2**60).to_bytes(8, 'little') + b'{}',
     'header of 2^63': (2**63).to_bytes(8, 'little') + b'{}',
-    'header of 2^64 - 1': b'\xff' * 8 + b'{}',
     'header longer than the file': (100).to_bytes(8, 'little') + b'{}',
-    'header over the limit': header(b'{' + b' ' * 100_000_001 + b'}'),
     'no JSON': header('hello'),
-    'JSON list': header('[]'),
-    'no UTF-8': header(b'{"\xff\xfe": 1}'),
     'nested header': header('{"__metadata__":' + '{"a":' * 50_000 + '1' + '}' * 50_000 + '}'),
     'shape overflows': tensor('F32', [2**32, 2**32], [0, 4]),
-    'shape overflows once more': tensor('F32', [2**62, 4], [0, 4]),
     'shape larger than the data': tensor('F32', [1000], [0, 4]),
-    'shape of a negative number': tensor('F32', [-1], [0, 4]),
-    'shape with zero and much': tensor('F32', [0, 2**63 - 1, 2**63 - 1], [0, 0], b''),
-    'ten thousand dimensions': tensor('F32', [1] * 10_000, [0, 4]),
     'offsets beyond the end': tensor('F32', [1], [0, 2**40]),
     'offsets backwards': tensor('F32', [1], [4, 0]),
-    'offsets negative': tensor('F32', [1], [-4, 0]),
-    'unknown type': tensor('PICKLE', [1], [0, 4]),
     'data without a tensor': with_about({}) + bytes(100),
     'other format': with_about({}, 'pt'),
     'format of the future': with_about({}, 'finetune_teach 99'),
@@ -385,10 +330,8 @@ HOSTILE |= {
     'arch is a list': description(arch=['tiny_resnet']),
     'a network of 12 GB': description(arch='vit_h_14'),
     'classes are numbers': description(classes=[1, 2]),
-    'one class': description(classes=['a']),
     'a million classes': description(classes=['a'] * 1_000_000),
     'pictures of 10^9 pixels': description(size=10**9),
-    'pictures of -1 pixels': description(size=-1),
     'std of 0': description(std=[0., 1., 1.]),
     'mean of two': description(mean=[0., 1.]),
     'a head of 10^12 units': description(head={'hidden': [10**12], 'dropout': .5}),
@@ -452,9 +395,7 @@ OPTIMIZERS = {
     'no number': lambda t, a: t.update({'optimizer.x.step': torch.tensor(1.)}),
     'many digits': lambda t, a: t.update({f'optimizer.{"9" * 5000}.step': torch.tensor(1.)}),
     'no such parameter': lambda t, a: t.update({'optimizer.999.step': torch.tensor(1.)}),
-    'no name': lambda t, a: t.update({'optimizer.': torch.tensor(1.)}),
     'whole numbers': lambda t, a: t.update({'optimizer.0.step': torch.tensor(1)}),
-    'a step of many numbers': lambda t, a: t.update({'optimizer.0.step': torch.ones(9)}),
     'memory of one missing': lambda t, a: t.pop(next(k for k in t if k.endswith('.exp_avg'))),
     'weights of another type': lambda t, a: t.update({'model.0.conv1.weight':
                                                       t['model.0.conv1.weight'].double()}),
