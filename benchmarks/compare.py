@@ -355,7 +355,7 @@ def plot(results, path):
 
 def plot_ratios(rows, figure):
     "A dot for each ratio; its line goes from the lowest to the highest."
-    from finetune_teach.pictures import COLOURS, new_axes
+    from finetune_teach.engine.plots import COLOURS, new_axes
     parts = list(dict.fromkeys(row['part'] for row in rows if row['part'] != 'import')) or ['import']
     names = list(dict.fromkeys(row['row'] for row in rows))
     panels = new_axes(len(parts), figure=figure, sharex=True, sharey=True, squeeze=False)[0]
@@ -385,7 +385,7 @@ def plot_ratios(rows, figure):
 
 def plot_growth(rows, figure):
     "Seconds of a frozen epoch and peak memory, by number of pictures and of classes."
-    from finetune_teach.pictures import COLOURS, new_axes
+    from finetune_teach.engine.plots import COLOURS, new_axes
     panels = [(part, name) for part in GROWTH for name in ('first frozen epoch', 'peak memory')
               if any(row['part'] == part for row in rows)]
     for (part, name), ax in zip(panels, new_axes(len(panels), figure=figure, squeeze=False)[0]):

@@ -1,11 +1,9 @@
 "The lesson's lines; fine_tune to the bit and by fastai's numbers; what a learner refuses."
 import math
-import random
 import urllib.request
 import warnings
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,13 +146,6 @@ def test_fine_tune_hands_its_options_on(make_learner):
     assert all(g['weight_decay'] == 0 for g in learn.optimizer.param_groups)
 
 
-def test_no_frozen_epochs(make_learner):
-    learn = make_learner()
-    learn.fine_tune(1, freeze_epochs=0)
-    assert [row['phase'] for row in learn.recorder.history] == ['unfrozen']
-    assert learn.recorder.lrs[0] == pytest.approx((2e-6, 2e-5, 2e-4))
-
-
 def test_from_scratch_warns(make_learner):
     learn = make_learner(arch=small_network, weights=None)
     with pytest.warns(UserWarning, match='from scratch'):
@@ -246,14 +237,6 @@ def test_ctrl_c_in_the_middle_of_fine_tune(make_learner, pets):
     assert len(recorder.history) == 3 and recorder.position == pytest.approx(4)
 
 
-def test_a_loss_of_ones_own(make_learner):
-    learn = make_learner(loss_func=nn.CrossEntropyLoss(label_smoothing=0.1))
-    learn.fit(1, 1e-3)
-    plain = make_learner()
-    plain.fit(1, 1e-3)
-    assert learn.recorder.losses[0] != plain.recorder.losses[0]
-
-
 def test_looking_changes_nothing(make_learner, pets):
     runs = []
     for look in (False, True):
@@ -328,17 +311,6 @@ def test_plot_schedule_before_training(make_learner):
     assert len(rates.get_lines()[0].get_xdata()) == 3 * len(learn.dls.train)
     assert momenta.get_lines()[0].get_ydata()[0] == 0.95
     assert learn.recorder.losses == []
-
-
-def test_plots_keep_all_phases(make_learner):
-    learn = make_learner()
-    learn.fine_tune(1)
-    learn.fit_one_cycle(1, 1e-4)
-    steps = 3 * len(learn.dls.train)
-    assert len(learn.recorder.plot_loss().get_lines()[0].get_xdata()) == steps
-    assert len(learn.recorder.plot_schedule()[0].get_lines()) == 3
-    assert len(learn.recorder.plot_schedule()[0].get_lines()[0].get_xdata()) == steps
-    assert list(learn.recorder.plot_metrics().get_lines()[0].get_xdata()) == pytest.approx([1, 2, 3])
 
 
 def test_a_learner_of_plain_parts(pets):

@@ -3,13 +3,15 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from finetune_teach.engine.drawing import draw_pet
 
-NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '09_your_own_photos.ipynb'
+NOTEBOOK = Path(__file__).parent.parent / 'nbs' / '11_your_own_photos.ipynb'
 
 
+@pytest.mark.slow
 def test_first_half_on_another_folder(tmp_path):
     for breed in ('husky', 'Bengal'):
         (tmp_path / 'mine' / breed).mkdir(parents=True)

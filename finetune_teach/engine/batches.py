@@ -29,11 +29,6 @@ class SpecLoader(ABC):
     latest: BatchSpec | None = None  # the batch given last, for messages
     random_crops: bool = False       # do specs have crops?
 
-    @property
-    def origin(self) -> 'SpecLoader':
-        "The loader that owns the pictures: this one, or the one that it gives a share of."
-        return self
-
     @abstractmethod
     def __len__(self) -> int:
         "Return the number of batches in an epoch."

@@ -20,7 +20,7 @@ class Grey(SpecLoader):
 
 def test_iteration_follows_the_specs_and_remembers_the_latest():
     loader = Grey()
-    assert loader.latest is None and loader.files is None and not loader.random_crops and loader.origin is loader
+    assert loader.latest is None and loader.files is None and not loader.random_crops
     for (x, y), spec in zip(loader, loader.specs(), strict=True):
         assert torch.equal(x, loader.load(spec)) and torch.equal(y, loader.labels[spec.index])
         assert torch.equal(loader.latest.index, spec.index)

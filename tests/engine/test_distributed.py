@@ -27,19 +27,16 @@ from finetune_teach.engine.guards import NotFinite
 from finetune_teach.engine.modules import checksum
 from finetune_teach.engine.saving import read_saved
 rank, size = world()
-
 def small(seed=0): # no batch norm in the body, but in the head, with dropout
     torch.manual_seed(seed)
     body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(body, nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 12)))
-
 def plain(dls, **options): # PyTorch's own loaders of the same pictures
     sets = [TensorDataset(loader.load(next(loader.specs())._replace(index=torch.arange(len(loader.labels)),
                                                                     flip=torch.zeros(len(loader.labels)).bool())),
                           loader.labels) for loader in (dls.train, dls.valid)]
     return Loaders(DataLoader(sets[0], 9, shuffle=True, **options), DataLoader(sets[1], 9))
-
 dls = drawn_pets(n_train=4, n_valid=3, size=32, batch_size=9) # 48 pictures: shares of 4 and 5; 3 are not shared
 '''
 TRAIN = START + '''
@@ -47,7 +44,6 @@ def facts(recorder, model):
     return dict(losses=recorder.losses, learns=[p.requires_grad for p in model.parameters()],
                 weights=[t.double().abs().sum().item() for t in model.state_dict().values()],
                 rows=[[v for k, v in row.items() if k != 'time'] for row in recorder.history])
-
 found, model = dict(world=world()), small(rank)
 if size > 1:
     share_work(model, dls)
@@ -80,19 +76,16 @@ with open(f'{rank}.json', 'w') as file:
 '''
 PARTS = START + '''
 from torch.utils.data.distributed import DistributedSampler
-
 def fails(action, error):
     try:
         action()
     except error as raised:
         return str(raised)
-
 def same_everywhere(thing):
     every = [None] * size
     torch.distributed.all_gather_object(every, thing)
     assert all(e == every[0] for e in every), every
     return thing
-
 # NaN in the last row of the second batch, which is the second process's
 bad = plain(dls)
 x, y = bad.train.dataset.tensors
@@ -104,14 +97,12 @@ for model in (small(), freeze(small())):
     said = same_everywhere(fails(lambda: fit(model, bad, 1, schedule, show=False), NotFinite))
     assert 'the loss (nan) is no longer a finite number at step 2' in said, said
     same_everywhere(checksum(model.state_dict()))
-
 sampler = DistributedSampler(bad.valid.dataset)
 others = drawn_pets(3, 2, size=32, seed=rank)
 for loaders in (bad._replace(train=DataLoader(bad.valid.dataset, 9, sampler=sampler)), others):
     steps = len(loaders.train)
     said = same_everywhere(fails(lambda: fit(small(), loaders, 1, constant(steps, 1e-3), show=False), ValueError))
     assert 'the processes have different pictures' in said
-
 # a body with dropout draws other masks in each process, and the random numbers of all stay the same
 model = nn.Sequential(nn.Sequential(nn.Linear(2, 200), nn.Dropout()), nn.Linear(200, 2))
 shared, loaders = share_work(model, plain(dls))
@@ -119,14 +110,12 @@ shared[0].share.take(8)
 masks = [shared[0](torch.ones(4, 2)).eq(0) for _ in range(2)]
 assert len({tuple(rows[i].tolist()) for rows in masks for i in (0, 4)}) == 4, 'by process and step'
 same_everywhere(torch.rand(3).tolist())
-
 @by_first_process
 def write(fail):
     assert rank == 0
     if fail:
         raise OSError('the disk is full')
     return 'written'
-
 assert write(False) == 'written' and fails(lambda: write(True), OSError) == 'the disk is full'
 print('fine', flush=True)
 '''
@@ -150,7 +139,6 @@ def training(name, dies=False):
             os._exit(9)
     learn.fine_tune(2, callbacks=[die])
     return learn.model.state_dict()
-
 if not os.path.exists('run.safetensors'):
     training('straight')
     training('run', dies=True)
@@ -208,12 +196,6 @@ def test_two_processes_train_like_one(results, run):
     assert together[0]['frozen finder'] == pytest.approx(alone['frozen finder'], rel=1e-5)
 
 
-def test_with_batch_norm_in_the_body_they_train_nearly_like_one(results):
-    alone, (first, _), _, _ = results
-    assert first['tuned']['losses'][-12:] == pytest.approx(alone['tuned']['losses'][-12:], rel=0.3)
-    assert first['tuned']['losses'] != alone['tuned']['losses']
-
-
 def test_processes_agree_to_the_bit_also_without_a_seed(results):
     _, (first, second), _, _ = results
     own = ('world', 'decoded')
@@ -225,7 +207,7 @@ def test_each_process_decodes_its_share_only(results):
     assert sorted(alone['decoded']) == sorted({*first['decoded'], *second['decoded']}) and len(alone['decoded']) == 48
     twice = {*first['decoded']} & {*second['decoded']}
     assert len(twice) <= 2 + 3 + 3, 'the first of both loaders, which are compared, and batches too small to share'
-    assert max(len(first['decoded']), len(second['decoded'])) <= 28
+    assert max(len(first['decoded']), len(second['decoded'])) <= 34, 'the second has five of nine rows'
 
 
 def test_one_table_and_one_file(results):
