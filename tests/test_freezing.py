@@ -11,7 +11,7 @@ from torch import nn
 from conftest import changed, same_bits, small_network, state
 from finetune_teach.engine.features import Loaders
 from finetune_teach.freezing import (
-    blocks, eval_what_is_frozen, freeze, freeze_to, group_distances, layer_groups, phase_name,
+    blocks, freeze, freeze_to, group_distances, layer_groups, phase_name,
     unfreeze)
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
@@ -54,6 +54,8 @@ def test_groups_from_input_to_head(model):
     assert early == {'conv1', 'bn1', 'layer1', 'layer2'}
     assert {name.split('.')[1] for name in keys_of(model, 1)} == {'layer3', 'layer4'}
     assert all(name.startswith('1.') for name in keys_of(model, 2))
+    parts = blocks(nn.Sequential(nn.Sequential(*[nn.Linear(4, n) for n in range(4, 9)]), nn.Linear(4, 2)))
+    assert [m.out_features for m in parts] == [4, 5, 6, 7, 8, 2], 'large ones are taken apart, in order'
 
 
 class OwnParameter(nn.Module):
@@ -79,12 +81,6 @@ def check_groups(network):
     assert sorted(in_optimizer) == sorted(held)
 
 
-def test_large_parts_are_taken_apart():
-    body = nn.Sequential(nn.Sequential(*[nn.Linear(4, 4) for _ in range(6)]), nn.Linear(4, 2))
-    assert len(blocks(body)) >= 5
-    assert [m.out_features for m in blocks(body)][-1] == 2, 'still in order'
-
-
 def test_distances_of_groups(model):
     moved = copy.deepcopy(model)
     moved[1][-1].weight.data *= 3
@@ -104,6 +100,7 @@ def test_distances_of_groups(model):
 
 def test_frozen_body_keeps_every_bit(model, pets):
     before = state(freeze(model))
+    assert not model[0](pets.valid.load(next(pets.valid.specs()))).requires_grad, 'no graph goes through it'
     assert learning(model) == keys_of(model, 2)
     train(model, pets)
     moved = changed(before, state(model))
@@ -137,12 +134,6 @@ def test_frozen_to_the_bit_in_our_loop(model, pets, cached):
         assert bool(changed(before, state(model[0]))) is moves
 
 
-def test_no_graph_goes_through_a_frozen_body(model, pets):
-    x, _ = next(iter(pets.train))
-    assert not freeze(model)[0](x).requires_grad
-    assert unfreeze(model)[0](x).requires_grad
-
-
 def test_train_bn_moves_exactly_the_norm_layers(model, pets):
     freeze(model, train_bn=True)
     before = state(model[0])
@@ -150,21 +141,6 @@ def test_train_bn_moves_exactly_the_norm_layers(model, pets):
     norms = {f'{name}.{key}' for name, m in model[0].named_modules() if isinstance(m, nn.BatchNorm2d)
              for key in m.state_dict()}
     assert changed(before, state(model[0])) == norms and phase_name(model) == 'frozen'
-
-
-def test_freeze_to_part_of_the_body(model, pets):
-    before = state(freeze_to(model, 1))
-    train(model, pets)
-    moved = changed(before, state(model))
-    assert not [name for name in moved if name.startswith(('0.conv1', '0.bn1', '0.layer1', '0.layer2'))]
-    assert keys_of(model, 1) | keys_of(model, 2) <= moved
-    assert '0.layer3.0.bn1.running_mean' in moved
-
-
-@pytest.mark.parametrize('n, first, phase', [(-3, 0, 'unfrozen'), (-2, 1, 'from group 1'), (-1, 2, 'frozen'),
-                                             (0, 0, 'unfrozen'), (2, 2, 'frozen')])
-def test_numbers_of_groups(model, n, first, phase):
-    assert learning(freeze_to(model, n)) == keys_of(model, *range(first, 3)) and phase_name(model) == phase
 
 
 @pytest.mark.parametrize('n', [3, -4])
@@ -199,11 +175,6 @@ def test_evaluation_gives_the_same_whatever_is_frozen(model, pets):
         assert torch.equal(freeze_to(model, n).eval()(x), expected)
 
 
-def test_mode_of_the_whole_is_kept(model):
-    assert freeze(model.train()).training and not unfreeze(model.eval()).training
-    assert not model[1].training
-
-
 def test_layers_without_parameters_rest_and_wake_with_their_neighbours():
     flat = nn.Sequential(nn.Linear(4, 40), nn.BatchNorm1d(40, affine=False), nn.Dropout(0.5),
                          nn.Linear(40, 2))
@@ -218,14 +189,6 @@ def test_freezing_many_times_adds_nothing(model):
     for _ in range(5):
         unfreeze(freeze(model))
     assert max(len(m._forward_pre_hooks) for m in model.modules()) <= 1
-
-
-def test_frozen_by_hand_is_frozen_to_the_bit_once_it_is_said(model, pets):
-    model[0].requires_grad_(False)
-    before = state(model[0])
-    eval_what_is_frozen(model)
-    train(model, pets)
-    assert same_bits(before, state(model[0]))
 
 
 @pytest.mark.parametrize('saved, own', [(-1, 0), (0, -1)])

@@ -1,5 +1,6 @@
 "Schedules as fastai's, and a rate for each layer group."
 import math
+import re
 
 import numpy as np
 import pytest
@@ -59,19 +60,6 @@ def test_agrees_with_torch(steps, options):
         scheduler.step()
 
 
-def test_the_peak_is_reached_in_the_middle_and_the_end_never():
-    lrs = [lr for lr, in one_cycle(40, 1.0, pct_start=0.25).lrs]
-    assert max(lrs) == lrs[10] == 1.0
-    assert lrs[:11] == sorted(lrs[:11]) and lrs[10:] == sorted(lrs[10:], reverse=True)
-    assert lrs[-1] > 1e-5
-
-
-def test_one_step_and_a_rate_that_only_rises():
-    assert one_cycle(1, 1.0).lrs == [(pytest.approx(1 / 25),)]
-    lrs = [lr for lr, in one_cycle(92, 1.0, pct_start=0.99).lrs] # one frozen epoch of the lesson's pets
-    assert lrs == sorted(lrs) and lrs[-1] > 0.999
-
-
 # Any numbers
 
 @given(st.integers(1, 400), st.lists(RATES, min_size=1, max_size=4), st.floats(1, 1e6), st.floats(1, 1e9),
@@ -106,11 +94,6 @@ def test_numbers_that_make_no_cycle_are_refused(name, value, n):
             one_cycle(5, 1e-3, **options)
 
 
-@given(st.integers(1, 60), RATES)
-def test_one_rate_is_the_same_as_a_list_of_it(steps, peak):
-    assert one_cycle(steps, peak) == one_cycle(steps, [peak])
-
-
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3), RATES, st.floats(1e-2, 1e6), st.floats(0, 1),
        st.floats(1, 1e4), st.integers(1, 6))
 def test_fine_tune_schedule(per_epoch, epochs, freeze_epochs, base_lr, lr_mult, pct_start, div, n_groups):
@@ -140,40 +123,20 @@ def test_cosine(start, end, share, other):
 # One rate for each layer group
 
 @pytest.mark.parametrize('lr, n_groups, expected', [
-    (1e-3, 3, [1e-3, 1e-3, 1e-3]),
-    (1, 2, [1, 1]),
-    (slice(1e-3), 3, [1e-4, 1e-4, 1e-3]),
-    (slice(1e-3), 1, [1e-3]),
-    (slice(1e-6, 1e-4), 3, [1e-6, 1e-5, 1e-4]),
-    (slice(1e-6, 1e-4), 2, [1e-6, 1e-4]),
-    (slice(1e-6, 1e-4), 1, [1e-4]),
-    (slice(1e-6, 1e-3), 4, [1e-6, 1e-5, 1e-4, 1e-3]),
-    ([1e-5, 1e-4, 1e-3], 3, [1e-5, 1e-4, 1e-3]),
-    ((1e-5, 1e-3), 2, [1e-5, 1e-3]),
-    (np.array([1e-5, 1e-3]), 2, [1e-5, 1e-3]),
-    (torch.tensor([0.25, 0.5]), 2, [0.25, 0.5]),
-    (np.float32(0.25), 2, [0.25, 0.25]),
-    (np.float64(0.25), 2, [0.25, 0.25]),
-])
+    (1, 2, [1, 1]), (slice(1e-3), 3, [1e-4, 1e-4, 1e-3]), (slice(1e-6, 1e-4), 3, [1e-6, 1e-5, 1e-4]),
+    ((1e-5, 1e-3), 2, [1e-5, 1e-3]), (np.array([1e-5, 1e-3]), 2, [1e-5, 1e-3]),
+    (torch.tensor([0.25, 0.5]), 2, [0.25, 0.5])])
 def test_rates_are_spread(lr, n_groups, expected):
     assert spread_lrs(lr, n_groups) == pytest.approx(expected, rel=1e-12)
 
 
-NAN, INF = float('nan'), float('inf')
-
-@pytest.mark.parametrize('lr', [
-    -1e-3, 0, 0.0, NAN, INF, -INF, slice(-1e-3), slice(NAN), slice(1e-5, INF), slice(-1e-5, 1e-3),
-    slice(1e-5, None), slice(None), slice(0, 1e-3), slice(0.0, 1e-3), slice('a', 'b'),
-    [1e-3, 0, 1e-3], [1e-3, -1, 1e-3], [1e-3, NAN, 1e-3], [], '123', None, ['1e-3', '1e-3', 'x'], {}], ids=repr)
-def test_bad_rates(lr):
-    with pytest.raises(ValueError, match='rate') as error:
+@pytest.mark.parametrize('lr, told', [
+    ([1e-3, -1, 1e-3], 'a learning rate has to be a positive number, not -1 (in [0.001, -1, 0.001]). Usual values'),
+    ('123', "not '123'. "), (slice(1e-5, None), 'not None (in slice'), (True, 'not True'),
+    ([1e-3, 1e-3], '2 learning rates for 3 layer groups: [0.001, 0.001]. Give one rate'), ([], '0 learning rates')])
+def test_bad_rates(lr, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
         spread_lrs(lr, 3)
-    assert str(error.value).count('group') or 'positive' in str(error.value), 'what is wanted'
-
-
-def test_a_wrong_number_of_rates_says_both_numbers():
-    with pytest.raises(ValueError, match='2 learning rates for 3 layer groups'):
-        spread_lrs([1e-3, 1e-3], 3)
 
 
 @given(RATES, RATES, st.integers(1, 8))

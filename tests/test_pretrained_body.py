@@ -11,7 +11,7 @@ from torchvision.models.regnet import BlockParams
 from conftest import changed, same_bits, state
 from finetune_teach.engine.tiny_resnet import TinyResNet
 from finetune_teach.freezing import freeze, layer_groups
-from finetune_teach.pretrained_body import centroid_accuracy, create_body, last_layer, linear_probe
+from finetune_teach.pretrained_body import centroid_accuracy, create_body, linear_probe
 from finetune_teach.random_head import create_head
 
 ARCHS = models.list_models(module=models)
@@ -96,22 +96,6 @@ def test_the_smallest_of_each_family_trains_frozen(arch):
     gc.collect()
 
 
-def test_tiny_resnet_is_split_like_its_big_sisters():
-    groups = layer_groups(nn.Sequential(create_body(weights=None), nn.Linear(256, 2)))
-    body = create_body(weights=None)
-    late = count(p for name, p in body.named_parameters() if name.startswith(('layer3', 'layer4')))
-    assert [count(g.parameters()) for g in groups] == [count(body.parameters()) - late, late, 514]
-
-
-@pytest.mark.filterwarnings('ignore:The default weight initialization:FutureWarning')
-@pytest.mark.parametrize('arch, side', [('googlenet', 64), ('inception_v3', 96)])
-def test_auxiliary_classifiers_go(arch, side):
-    body = create_body(arch, weights=None)
-    assert not [name for name, _ in body.named_parameters() if 'aux' in name.lower()]
-    features = body.train()(torch.randn(2, 3, side, side))  # a tensor, not a tuple with auxiliary logits
-    assert features.shape == (2, body.num_features)
-
-
 def test_a_network_with_narrow_shortcuts_trains():
     "Strided 1x1 convolutions of four channels: with the channels last, oneDNN computes them wrongly."
     torch.manual_seed(0)
@@ -148,12 +132,6 @@ def test_a_builder_its_name_and_a_ready_network():
 def test_a_network_without_a_linear_layer():
     with pytest.raises(ValueError, match='no linear layer'):
         create_body(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-
-
-def test_last_layer_is_found_by_structure():
-    assert last_layer(models.resnet18())[0] == 'fc'
-    assert last_layer(models.squeezenet1_0())[0] == 'classifier.1'
-    assert last_layer(models.alexnet())[0] == 'classifier.6'
 
 
 # Probes

@@ -174,16 +174,6 @@ def test_a_changed_body_or_picture_is_noticed(model, own_pets, change):
     assert torch.equal(after, all_features(cache_features(model, own_pets)[1].valid)[0])
 
 
-def test_what_has_not_changed_stays(model, own_pets, filled):
-    cache = FeatureCache()
-    for _ in range(2):
-        all_features(cache_features(model, own_pets, cache)[1].valid)
-    once = len(filled)
-    own_pets.train.pictures[0] = 0  # the others' table stays
-    all_features(cache_features(model, own_pets, cache)[1].valid)
-    assert len(filled) == once
-
-
 # Who owns the cache
 
 def test_a_learners_cache_lives_until_the_body_learns(make_learner, filled):

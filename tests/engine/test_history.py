@@ -62,7 +62,6 @@ def test_answers_of_each_epoch_are_kept(pets, make_learner):
         wrong = (answers.predicted != answers.actual).float().mean().item()
         assert wrong == pytest.approx(row['error_rate'])
         assert answers.actual.equal(pets.valid.labels)
-        assert 1 / 12 <= answers.confidence.min() and answers.confidence.max() <= 1
     with torch.no_grad():
         logits = torch.cat([learn.model.eval()(x) for x, _ in pets.valid])
     assert recorder.answers[-1].confidence.tolist() == pytest.approx(logits.softmax(1).amax(1).tolist(), rel=1e-4)
@@ -76,9 +75,6 @@ def test_logits_that_are_no_classes_have_no_answers():
 
 # Smooth lines
 
-def test_smoothing_by_hand():
-    assert smooth([1.0, 2.0], beta=0.5) == pytest.approx([1, (0.5 * 1 + 1 * 2) / 1.5])
-
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=60), st.floats(0, 0.999))
 def test_smooth_stays_between_the_values_so_far(values, beta):
@@ -86,11 +82,7 @@ def test_smooth_stays_between_the_values_so_far(values, beta):
     assert len(result) == len(values)
     for i, value in enumerate(result):
         assert min(values[:i + 1]) - 1e-6 <= value <= max(values[:i + 1]) + 1e-6
-
-
-@given(st.floats(-1e6, 1e6), st.integers(1, 60), st.floats(0, 0.999))
-def test_smooth_keeps_what_is_level(value, n, beta):
-    assert smooth([value] * n, beta) == pytest.approx([value] * n, rel=1e-9, abs=1e-9)
+    assert smooth([1.0, 2.0], beta=0.5) == pytest.approx([1, (0.5 * 1 + 1 * 2) / 1.5])
 
 
 # Pictures of all this
@@ -115,10 +107,7 @@ def test_plot_metrics(toy, batches):
     for name in ('error_rate', 'accuracy'):
         assert list(lines[name].get_ydata()) == [row[name] for row in recorder.history]
     assert 'valid_loss' not in lines and 'time' not in lines
-
-
-def test_plot_into_axes_that_are_there(toy, batches):
-    recorder, (_, (first, second)) = train(toy, batches), plt.subplots(1, 2)
+    _, (first, second) = plt.subplots(1, 2)
     assert recorder.plot_loss(first) is first and recorder.plot_metrics(second) is second
 
 
@@ -135,13 +124,10 @@ def test_plot_schedule_shows_every_group(toy, batches):
 
 
 def test_plot_schedule_before_training():
+    with pytest.raises(ValueError, match='nothing was trained yet.*one_cycle_schedule'):
+        Recorder().plot_schedule()
     schedule = one_cycle(30, [1e-4, 1e-2])
     rates, _ = Recorder(group_names=['body', 'head']).plot_schedule(schedule)
     assert [line.get_label() for line in rates.get_lines()] == ['body', 'head']
     assert list(rates.get_lines()[1].get_ydata()) == [lrs[1] for lrs in schedule.lrs]
     assert len(plot_schedule(one_cycle(30, 1e-3))[0].get_lines()) == 1
-
-
-def test_plot_schedule_without_any_steps():
-    with pytest.raises(ValueError, match='schedule'):
-        Recorder().plot_schedule()

@@ -4,14 +4,7 @@ import torch
 from torch import nn
 
 from conftest import small_network
-from finetune_teach.engine.modules import channels_last, checksum, count_parameters, device_of, modes_kept
-
-
-def test_device_and_number_of_parameters():
-    assert device_of(nn.ReLU()) == torch.device('cpu') and count_parameters(nn.ReLU()) == (0, 0)
-    assert device_of(nn.Linear(2, 2, device='meta')) == torch.device('meta')
-    half_frozen = nn.Sequential(nn.Linear(3, 2).requires_grad_(False), nn.Linear(2, 2))
-    assert count_parameters(half_frozen) == (14, 6)
+from finetune_teach.engine.modules import channels_last, checksum, modes_kept
 
 
 @pytest.mark.parametrize('error', [None, KeyboardInterrupt])

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from conftest import small_network
-from finetune_teach.engine import precision
 from finetune_teach.engine.precision import has_bf16, with_precision
 from finetune_teach.tools.learners import load_learner
 
@@ -43,23 +42,11 @@ def test_a_view_shares_everything_and_adds_nothing(make_learner):
     assert not torch.is_autocast_enabled('cpu'), 'an error leaves no trace'
 
 
-def test_any_network_has_a_view():
-    model = nn.Linear(8, 2)
-    assert with_precision(model, 'fp32') is model
-    logits = with_precision(model, 'bf16')(torch.randn(4, 8))
-    assert logits.dtype == torch.float32 and logits.equal(logits.bfloat16().float())
-
-
-@pytest.mark.parametrize('able', [True, False])
-def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, able):
-    monkeypatch.setattr(precision, 'has_bf16', lambda device: able)
-    model = nn.Linear(2, 2)
-    assert (with_precision(model, 'auto') is model) is not able
-
-
 @pytest.mark.parametrize('can, expected', [({'amx_bf16': True}, True), ({'avx512_bf16': True}, True), ({}, False)])
-def test_processors(monkeypatch, can, expected):
+def test_auto_is_bf16_where_the_processor_has_it(monkeypatch, can, expected):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: can, raising=False)
+    model = nn.Linear(2, 2)
+    assert (with_precision(model, 'auto') is not model) is expected and with_precision(model, 'fp32') is model
     assert has_bf16(torch.device('cpu')) is expected and not has_bf16(torch.device('mps'))
 
 

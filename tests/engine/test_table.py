@@ -31,7 +31,7 @@ def test_the_table_in_a_terminal(toy, batches, capsys):
         expected = [f'{row[name]:.6f}' for name in header.split()[1:-1]]
         assert line.split() == [str(i), *expected, '00:00']
     fit(toy, batches, 1, constant(3, 0.01), show=False)
-    assert capsys.readouterr().out == ''
+    assert capsys.readouterr().out == '' and not in_notebook()
 
 
 def test_the_table_in_a_notebook(shown):
@@ -41,14 +41,7 @@ def test_the_table_in_a_notebook(shown):
     assert [html[html.index('</table>') + 8:] for html in shown] == ['epoch 0: 75%', 'epoch 0: 100%', '']
     assert '<th>error_rate</th><th>time</th>' in shown[-1]
     assert '<td>1.250000</td><td>0.500000</td><td>01:01</td>' in shown[-1]
-
-
-def test_a_table_that_is_not_shown_draws_nothing(shown):
-    results = ResultsTable([], show=False)
-    assert list(results.progress('abcd')) == list('abcd')
-    results.add({'epoch': 0, 'train_loss': 1.5, 'valid_loss': 1.25, 'time': 1.0})
-    assert not shown and len(results.rows) == 1
-
-
-def test_this_is_no_notebook():
-    assert not in_notebook()
+    hidden = ResultsTable([], show=False)
+    assert list(hidden.progress('abcd')) == list('abcd')
+    hidden.add({'epoch': 0, 'train_loss': 1.5, 'valid_loss': 1.25, 'time': 1.0})
+    assert len(shown) == 3 and len(hidden.rows) == 1
