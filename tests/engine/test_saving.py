@@ -169,6 +169,7 @@ FULL = '''
 import resource, signal, sys, torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pathlib import Path
+from finetune_teach.engine.saving import write_tensors
 path = write_tensors(Path(sys.argv[1]), {'w': torch.zeros(100)}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)) # no file may become larger
 try:
@@ -190,6 +191,7 @@ def test_a_disk_that_is_full(tmp_path):
 READ_ONLY = '''
 import os, sys
 from pathlib import Path
+from finetune_teach.engine.files import check_writable
 if os.getuid() == 0:
     os.setuid(65534) # nobody: for the superuser no folder is read-only
 try:
