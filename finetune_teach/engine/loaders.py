@@ -92,10 +92,11 @@ class UnreadLoaders(ImageLoaders):
                  make: Callable,      # of places, labels, is_valid and skipped: `ImageLoaders`
                  store: PictureStore,
                  labels: list[str],   # the name of each file's class
-                 is_valid: torch.Tensor, # bool N
+                 is_valid: torch.Tensor | None, # bool N; None: as `split` says
+                 split: Callable,     # of labels: bool N
                  size: int | None,    # what the user asked for
                  where: str):         # what to call the set in messages
-        self.listing = make, store, labels, is_valid, size, where
+        self.listing = make, store, labels, is_valid, split, size, where
         self.classes = sorted(set(labels))
 
     def __repr__(self):
@@ -109,13 +110,15 @@ class UnreadLoaders(ImageLoaders):
 
     def read(self, size: int) -> ImageLoaders:
         "Decode all pictures, and become the loaders of those that can be read."
-        make, store, labels, is_valid, requested, where = self.listing
+        make, store, labels, is_valid, split, requested, where = self.listing
         bad = store.decode(requested or size, torch.arange(len(labels)))
         if bad:
             warn(unreadable(store.files, bad) + '\nThey are left out; .skipped lists them.')
         good = torch.tensor([i for i in range(len(labels)) if i not in bad], dtype=torch.long)
-        labels, is_valid = [labels[i] for i in good], is_valid[good]
-        check_classes(labels, is_valid.tolist(), where)
+        labels = [labels[i] for i in good]
+        is_valid = None if is_valid is None else is_valid[good]
+        check_classes(labels, None if is_valid is None else is_valid.tolist(), where)
+        is_valid = split(labels) if is_valid is None else is_valid
         dls = make(good, labels, is_valid, [(store.files[i], why) for i, why in bad.items()])
         self.__class__, self.__dict__ = ImageLoaders, vars(dls)
         return self
