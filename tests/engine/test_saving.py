@@ -169,7 +169,7 @@ FULL = '''
 import resource, signal, sys, torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pathlib import Path
-from finetune_teach.engine.saving import write_tensors
+from finetune_teach.engine.saving import read_tensors, write_tensors
 path = write_tensors(Path(sys.argv[1]), {'w': torch.zeros(100)}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)) # no file may become larger
 try:
