@@ -174,8 +174,7 @@ def picture_loaders(files: list,               # paths
             store.require(size or 64)  # unreadable files may be the cause: tell them first
             raise
         sound = False
-    def split(labels): # of the pictures that can be read
-        return random_split(number_classes(labels)[1], valid_pct, seed)
+    split = partial(_split_of, valid_pct, seed)
     make = partial(_loaders_of, store, where, batch_size, size, mean, std,
                    dict(shuffle=True, flip=flip, min_scale=min_scale))
     is_valid = None if is_valid is None else torch.as_tensor(is_valid, dtype=torch.bool)
@@ -184,6 +183,10 @@ def picture_loaders(files: list,               # paths
                     split(labels) if is_valid is None else is_valid)
     unread = UnreadLoaders(make, store, labels, is_valid, split, size, where)
     return unread if sound and size is None else unread.read(64)
+
+def _split_of(valid_pct: float, seed: int, labels: list[str]) -> torch.Tensor: # bool N
+    "Return which pictures are for validation."
+    return random_split(number_classes(labels)[1], valid_pct, seed)
 
 def _loaders_of(store, where, batch_size, size, mean, std, augmentation, places, labels, is_valid,
                 skipped=()) -> ImageLoaders:
