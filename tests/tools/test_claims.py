@@ -14,10 +14,9 @@ def measured(pairs):
     return Measured('It holds', '01_pretrained_body', 'this', 'that', pairs, 1.0)
 
 
-def test_the_saved_run_is_of_these_claims_with_three_seeds_in_eight_minutes():
+def test_the_saved_run_is_of_these_claims_with_three_seeds():
     assert [r[:4] for r in SAVED] == [claim[:4] for claim in CLAIMS] and len(SAVED) >= 12
     assert all(len(r.pairs) >= 3 for r in SAVED)
-    assert sum(r.seconds for r in SAVED) <= 8 * 60
 
 
 def test_claims_differ_and_name_notebooks(request):
