@@ -11,7 +11,7 @@ from pathlib import Path
 from .engine.downloads import download_archives
 from .engine.loaders import ImageLoaders
 from .engine.messages import check, few
-from .pictures import picture_loaders
+from .engine.picture_sets import picture_loaders
 
 # %% ../nbs/12_oxford_pets.ipynb #bb8e22bc
 _URL = 'https://www.robots.ox.ac.uk/~vgg/data/pets/'

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune_teach.engine import store
+from finetune_teach.engine.augmentation import crop_and_flip, draw_specs, random_crops
 from finetune_teach.engine.batches import BatchSpec
 from finetune_teach.engine.decoding import load_picture
 from finetune_teach.engine.drawing import draw_pet
+from finetune_teach.engine.picture_sets import picture_loaders
 from finetune_teach.engine.random_state import seeded
-from finetune_teach.pictures import (
-    ImageLoader, crop_and_flip, denormalise, draw_specs, drawn_pets, image_files, image_folders, picture_loaders,
-    random_crops)
+from finetune_teach.pictures import ImageLoader, denormalise, drawn_pets, image_files, image_folders
 from picture_files import make_folder, says
 
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'

@@ -36,7 +36,7 @@ from ..engine.precision import has_bf16
 from ..engine.random_state import seeded
 from ..engine.tiny_resnet import TinyResNet, read_weights
 from ..one_cycle import one_cycle
-from ..pictures import IMAGENET_MEAN, IMAGENET_STD
+from ..engine.loaders import IMAGENET_MEAN, IMAGENET_STD
 from .learners import vision_learner
 from ..training_loop import train_epoch, train_step
 

@@ -8,8 +8,8 @@ import torch
 
 from finetune_teach.engine import store
 from finetune_teach.engine.decoding import load_picture
-from finetune_teach.pictures import (
-    IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders, drawn_pets, image_folders)
+from finetune_teach.engine.loaders import IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders
+from finetune_teach.pictures import drawn_pets, image_folders
 from picture_files import assert_same_batches, break_files, make_folder, says, warned
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')
