@@ -23,10 +23,11 @@ from .random_head import create_head
 from .freezing import freeze, freeze_to, group_distances, layer_groups, unfreeze
 from .training_loop import (
     accuracy, constant, error_rate, fit, get_logits, validate)
-from .one_cycle import one_cycle, plot_fine_tune_schedule, spread_lrs
+from .one_cycle import (
+    fit_one_cycle, one_cycle, plot_fine_tune_schedule, spread_lrs)
 from .lr_finder import (
     lr_find, suggest_minimum, suggest_steep, suggest_valley)
-from .fine_tuning import Learner, fine_tune, fit_one_cycle
+from .fine_tuning import Learner, fine_tune
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, plot_calibration, plot_loss_and_metric,
     top_mistakes)

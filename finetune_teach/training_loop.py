@@ -22,6 +22,7 @@ from .engine.distributed import share_work, world
 from .engine.features import FeatureCache, Loaders, cache_features
 from .engine.guards import batch_names, drain, guarded
 from .engine.history import Epoch, Recorder, Step
+from .engine.matching import class_names, match_sets
 from .engine.metrics import compute_metrics, metric_names
 from .engine.modules import NORMS, device_of
 from .engine.precision import with_precision
@@ -160,7 +161,7 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     table = ResultsTable(names, show and world().rank == 0)
     for row in recorder.history[len(recorder.history) - done:]:
         table.add(row)
-    trained, loaders = prepare(model, dls, precision, cache)
+    trained, loaders = prepare(model, match_sets(dls, class_names(dls.train)), precision, cache)
     n_steps = len(loaders.train)
     listeners = [c.after_step for c in callbacks if hasattr(c, 'after_step')]
     for epoch in range(done, epochs):

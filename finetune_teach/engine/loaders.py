@@ -15,6 +15,7 @@ import torch
 
 from .augmentation import augment, draw_specs
 from .batches import BatchSpec, SpecLoader
+from .matching import match_sets
 from .messages import few, printable, warn
 from .modules import checksum
 from .picture_checks import check_classes, duplicates, same_places
@@ -39,6 +40,7 @@ class ImageLoader(SpecLoader):
     std: tuple = IMAGENET_STD     # what they are divided by then
     device: torch.device = 'cpu'  # where batches are made
     files: list | None = None     # where the pictures came from
+    classes: list | None = None   # names: label 0 is the first
 
     def __post_init__(self):
         n, n_labels, n_files = map(len, (self.pictures, self.labels, self.files or self.labels))
@@ -91,6 +93,8 @@ class ImageLoaders:
                  where: str | None = None): # what to call the files in a warning of duplicates
         self.train, self.valid, self.classes, self.skipped = train, valid, classes, list(skipped)
         self.requested, self.where = dict(size=size, mean=mean, std=std), where
+        for loader in (train, valid):
+            loader.classes = classes
         if len(train.labels) + len(valid.labels) <= 2000:  # more take a while: see below
             self.compare_files()
 
@@ -130,6 +134,14 @@ class ImageLoaders:
         "Warn, once, if files for validation are training files as well."
         where, self.where = self.where, None
         warn(where and duplicates(self.train, self.valid, where))
+
+    def with_classes(self, classes: list | None) -> 'ImageLoaders': # of a model; None: unknown
+        "Return a copy whose labels are places in `classes`; a `ValueError` names unknown ones."
+        if classes is None or list(classes) == self.classes:
+            return self
+        dls = match_sets(self, classes)
+        dls.classes = list(classes)
+        return dls
 
     def with_preprocessing(self, size=None, mean=None, std=None, device=None) -> 'ImageLoaders':
         "Return a copy that suits a network: sets what the user left open, shares the pictures."

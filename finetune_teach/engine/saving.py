@@ -22,6 +22,7 @@ from torch import nn
 from .distributed import by_first_process
 from .files import whole_file
 from .history import Recorder
+from .matching import PREPROCESSING
 from .messages import short
 from .modules import checksum
 from .versions import versions
@@ -150,12 +151,12 @@ def check_same(saved: SavedModel, description: dict) -> None:
                    f'{short(there.get(key))} in the file, {short(description.get(key))} here')
             raise ValueError(f'{saved.path} has other {key}: {how}. Nothing was loaded. Make the '
                              f'learner with the same {key}; load_learner makes one from the file.')
-    for key in ('size', 'mean', 'std'):
-        if there.get(key) != description.get(key):
+    for key in PREPROCESSING:
+        if None not in (there.get(key), description.get(key)) and there[key] != description[key]:
             warnings.warn(f'{saved.path} was trained on pictures with {key} '
-                          f'{short(there.get(key))}, here it is {description.get(key)}. For '
-                          'predictions as good as there, make the loaders with '
-                          f'{key}={short(there.get(key))}.', stacklevel=4)
+                          f'{short(there[key])}, here it is {short(description[key])}. predict '
+                          'goes on as in the file; for training and validation make the loaders '
+                          f'with {key}={short(there[key])}.', stacklevel=4)
 
 # %% ../../nbs/engine/saving.ipynb #42907a9c
 def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: # weights, by name
@@ -197,7 +198,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
 
 def load_into(saved: SavedModel, model: nn.Module,
               optimizer: torch.optim.Optimizer | None = None, # None: leave that part out
-              description: dict | None = None # of the model; None: do not compare
+              description: dict | None = None # of the model; gets the preprocessing of the file
              ) -> None:
     "Put weights, `requires_grad` and optimiser back as they were saved, all or nothing."
     if description is not None:
@@ -205,6 +206,8 @@ def load_into(saved: SavedModel, model: nn.Module,
     weights = check_fits(saved, model)
     state = {} if optimizer is None else optimizer_state(optimizer, saved)
     model.load_state_dict(weights)
+    if description is not None: # the pictures that these weights were trained on
+        description |= {k: v for k, v in saved.description.items() if k in PREPROCESSING}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in saved.learns)
         parameter.grad = None

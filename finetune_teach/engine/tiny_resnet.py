@@ -32,6 +32,9 @@ def _stage(n_in: int, n_out: int, depth: int, stride: int) -> nn.Sequential:
 # %% ../../nbs/engine/tiny_resnet.ipynb #e77213ea
 class TinyResNet(nn.Module):
     "A ResNet with a 7x7 first layer: pictures N x 3 x H x W (32 to 224 pixels) to N x classes."
+    pretrained_cfg = {'input_size': (3, 64, 64), 'mean': (0.485, 0.456, 0.406),
+                      'std': (0.229, 0.224, 0.225)} # how its pictures have to be, as timm's say it
+
     def __init__(self, num_classes: int = 200,           # outputs of the last linear layer
                  widths: tuple = (32, 64, 128, 256),     # channels of the four stages
                  depths: tuple = (1, 1, 2, 2)):          # residual blocks in each stage

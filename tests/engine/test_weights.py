@@ -6,15 +6,18 @@ import re
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from conftest import publish, same_bits, small_network, state
 from finetune_teach.engine.tiny_resnet import tiny_resnet
 from finetune_teach.engine.weights import (
-    fetch_weights, find_builder, find_weights, load_network, preprocessing_of)
+    fetch_weights, find_builder, find_weights, load_network, own_preprocessing,
+    preprocessing_of)
 
 V2 = models.ResNet50_Weights.IMAGENET1K_V2
 SQUEEZE = models.SqueezeNet1_1_Weights.DEFAULT
@@ -237,3 +240,34 @@ def test_the_bombs_are_real(tmp_path):
 ])
 def test_pictures_are_prepared_as_the_weights_want(arch, weights, size, mean, std):
     assert preprocessing_of(arch, weights) == (size, mean, std)
+
+
+class Timm(nn.Sequential):
+    "A network that says how its pictures looked, as timm's do."
+    def __init__(self, **said):
+        super().__init__(nn.Flatten(), nn.Linear(3, 2))
+        self.pretrained_cfg = said
+
+
+CFG = {'input_size': (3, 240, 288), 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.5, 0.5)}
+
+
+@pytest.mark.parametrize('network, said', [
+    (Timm(**CFG), (288, (0.5, 0.5, 0.5), (0.25, 0.5, 0.5))),
+    (nn.Sequential(Timm(**CFG)), (288, (0.5, 0.5, 0.5), (0.25, 0.5, 0.5))), # inside of another
+    (Timm(mean=[0.5, 0.5, 0.5]), (224, (0.5, 0.5, 0.5), (0.229, 0.224, 0.225))),
+    (nn.Flatten(), (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))])
+def test_a_ready_network_is_asked(network, said):
+    assert preprocessing_of(network, 'DEFAULT') == said
+
+
+def test_other_ways_to_say_it():
+    "timm's newer objects, its older name, and the config of transformers, which knows the size alone."
+    network = nn.Flatten()
+    network.default_cfg = SimpleNamespace(**CFG)
+    assert own_preprocessing(network) == {'size': 288, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.5, 0.5)}
+    for size in (384, (256, 384)):
+        network = nn.Flatten()
+        network.config = SimpleNamespace(image_size=size)
+        assert own_preprocessing(network) == {'size': 384}
+    assert own_preprocessing(nn.Flatten()) == {}
