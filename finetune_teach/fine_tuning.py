@@ -23,7 +23,9 @@ from .engine.distributed import default_device, world
 from .engine.features import FeatureCache, cache_features
 from .engine.history import Recorder
 from .engine.matching import match
+from .engine.messages import warn
 from .engine.metrics import metric_names
+from .engine.mirror_check import mirror_trouble
 from .engine.modules import modes_kept
 from .engine.picture_sets import labelled_pictures
 from .engine.precision import check_precision, with_precision
@@ -178,6 +180,7 @@ class Learner:
             fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
                 self.metrics, self.recorder, self.seed, self.show, callbacks, done,
                 self.precision, self.cache)
+            warn(mirror_trouble(self.model, self.dls, self.recorder.answers[-1]))
 
     def fine_tune(self, epochs: int, base_lr: float = 2e-3, freeze_epochs: int = 1,
                   lr_mult: float = 100, pct_start: float = 0.3, div: float = 5.0,

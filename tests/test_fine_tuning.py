@@ -1,25 +1,30 @@
 "The lesson's lines; fine_tune to the bit and by fastai's numbers; what a learner refuses."
 import math
+import shutil
 import urllib.request
 import warnings
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from torch import nn
-from torchvision import models
+from torch.utils.data import DataLoader
+from torchvision import models, transforms
 
-from conftest import changed, publish, same_bits, small_network, state
+from conftest import Batches, changed, publish, same_bits, small_network, state
+from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.engine.features import Loaders
 from finetune_teach.engine.history import Recorder
 from finetune_teach.engine.tiny_resnet import tiny_resnet
 from finetune_teach.fine_tuning import Learner, fine_tune, fit_one_cycle
 from finetune_teach.freezing import freeze, unfreeze
-from finetune_teach.pictures import drawn_pets
+from finetune_teach.pictures import drawn_pets, image_folders
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
-from finetune_teach.tools.learners import vision_learner
-from finetune_teach.training_loop import accuracy, error_rate
+from finetune_teach.tools.learners import load_learner, vision_learner
+from finetune_teach.training_loop import accuracy, constant, error_rate, fit, get_logits
 
 
 # The lesson
@@ -342,3 +347,172 @@ def test_on_a_gpu(make_learner, pets, tmp_path):
     assert torch.allclose(again.probabilities, answer.probabilities, atol=1e-2)
     other.fit(1, 1e-3)
     make_learner(device='cuda').load(tmp_path / 'a').fit(1, 1e-3)
+
+
+# Pictures meet the model by name, and as it was trained
+
+BREEDS = 'beagle', 'husky', 'pug'
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "A function that draws a folder of photos: breeds, how many of each, the first seed."
+    def draw(name, breeds=BREEDS, n=6, start=0):
+        for breed in breeds:
+            (tmp_path / name / breed).mkdir(parents=True)
+            for i in range(n):
+                draw_pet(breed, start + i, size=40).save(tmp_path / name / breed / f'{breed}{start + i}.png')
+        return tmp_path / name
+    return draw
+
+
+@pytest.fixture
+def trained(photos, make_learner):
+    "A learner of three breeds, trained on 32 pixels until it tells some of them apart."
+    learn = make_learner(image_folders(photos('photos'), size=32, batch_size=6), hidden=())
+    learn.unfreeze()
+    learn.fit_one_cycle(4, 1e-2)
+    return learn
+
+
+def error_by_name(learn, folder):
+    files = sorted(folder.rglob('*.png'))
+    return sum(learn.predict(file).label != file.parent.name for file in files) / len(files)
+
+
+@pytest.mark.parametrize('breeds', [BREEDS, ('husky', 'pug'), ('pug',)])
+def test_a_test_folder_in_which_classes_are_missing(trained, photos, breeds):
+    "Its labels are other numbers than the model's; a folder of one class is a test set as well."
+    folder = photos('test', breeds, start=100)
+    assert trained.validate(folder).error_rate == pytest.approx(error_by_name(trained, folder))
+    assert trained.validate(str(folder)) == trained.validate(folder)
+    if len(breeds) > 1:
+        loader = image_folders(folder, size=32).valid
+        right = [trained.predict(f).label == f.parent.name for f in loader.files]
+        assert trained.validate(loader).error_rate == pytest.approx(1 - sum(right) / len(right))
+
+
+def test_classes_in_another_order(trained, photos):
+    "As loaders of other people have them, with a data set of torchvision in it."
+    data = torchvision.datasets.ImageFolder(photos('test', start=100), transforms.Compose([
+        transforms.Resize(32), transforms.ToTensor(), transforms.Normalize(trained.dls.mean, trained.dls.std)]))
+    plain = trained.validate(DataLoader(data, 4))
+    data.classes = data.classes[::-1]
+    data.targets = data.imgs = None
+    data.samples = [(path, 2 - k) for path, k in data.samples]
+    assert trained.validate(DataLoader(data, 4)) == plain
+
+
+def test_a_class_that_the_model_does_not_know(trained, photos):
+    folder = photos('test', ('pug', 'Siamese', 'husky'), start=100) # as many as the model has
+    for pictures in (folder, image_folders(folder, size=32).valid):
+        with pytest.raises(ValueError, match='does not know: Siamese. It knows beagle, husky, pug'):
+            trained.validate(pictures)
+    with pytest.raises(ValueError, match='does not know: Siamese'):
+        trained.dls = image_folders(folder)
+    with pytest.raises(ValueError, match='holds several sets of pictures: give one of them, for instance .valid'):
+        trained.validate(trained.dls)
+
+
+def test_a_folder_with_a_split_is_tested_on_what_is_held_out(trained, photos):
+    photos('split/train'), photos('split/valid', start=50)
+    root = photos('split/test', start=100).parent
+    assert trained.validate(root) == trained.validate(root / 'test') != trained.validate(root / 'valid')
+    shutil.rmtree(root / 'test')
+    assert trained.validate(root) == trained.validate(root / 'valid')
+
+
+def test_pictures_exchanged_for_others(trained, photos):
+    "With fewer classes, named in another order: the model's numbers stay; size and device, too."
+    trained.dls = image_folders(photos('more', ('pug', 'husky'), start=200))
+    assert trained.dls.classes == list(BREEDS) and trained.dls.size == 32
+    assert {BREEDS[k] for k in trained.dls.train.labels.tolist()} == {'husky', 'pug'}
+    assert all(BREEDS[k] == f.parent.name for k, f in zip(trained.dls.valid.labels.tolist(), trained.dls.valid.files))
+    trained.fit(1, 1e-3)
+    assert trained.description['classes'] == list(BREEDS)
+
+
+def test_predict_goes_on_with_the_size_last_trained_with(trained, photos, tmp_path):
+    "Small pictures first, larger ones later: the answers are those of the table."
+    larger = image_folders(tmp_path / 'photos', size=40, batch_size=6)
+    before = trained.predict(larger.valid.files[0]).probabilities
+    trained.dls = larger
+    assert trained.predict(larger.valid.files[0]).probabilities.equal(before) # nothing was trained yet
+    trained.fit(1, 1e-3)
+    exported = load_learner(trained.export(tmp_path / 'm'), small_network(), device='cpu')
+    for learn in (trained, exported):
+        assert learn.description['size'] == 40
+        logits, _ = get_logits(learn.model, trained.dls.valid)
+        for row, file in zip(logits, larger.valid.files):
+            assert learn.predict(file).probabilities.allclose(row.softmax(0), atol=1e-5)
+
+
+def test_a_file_of_another_size(trained, photos, tmp_path, make_learner):
+    "What `load` brings is used as it was trained."
+    saved = trained.save(tmp_path / 'm')
+    learn = make_learner(image_folders(tmp_path / 'photos', size=40, batch_size=6), hidden=())
+    with pytest.warns(UserWarning, match='trained on pictures with size 32, here it is 40. predict goes on as in the file'):
+        learn.load(saved)
+    file = learn.dls.valid.files[0]
+    assert learn.predict(file).probabilities.equal(trained.predict(file).probabilities)
+
+
+def test_a_loaded_learner_trains_as_before(photos, tmp_path, make_learner):
+    dls = image_folders(photos('photos'), size=32, batch_size=6)
+    learn = make_learner(dls, wd=0.5, lr=3e-3, moms=(0.9, 0.8, 0.9), seed=5, train_bn=True, metrics=[accuracy, error_rate],
+                         loss_func=nn.CrossEntropyLoss(torch.tensor([1., 2, 4]), label_smoothing=0.1))
+    learn.fit(1)
+    again = load_learner(learn.save(tmp_path / 'm'), small_network(), device='cpu')
+    again.dls, again.show = dls, False
+    assert (again.wd, again.lr, again.moms, again.seed, again.train_bn) == (0.5, 3e-3, [0.9, 0.8, 0.9], 5, True)
+    assert again.validate() == learn.validate()
+    learn.load(tmp_path / 'm')
+    for one in (learn, again):
+        one.recorder.epochs_begun = 1
+        one.fit(1)
+    assert same_bits(state(learn.model), state(again.model))
+
+
+def test_code_in_a_loaded_learner_is_asked_for(photos, tmp_path, make_learner):
+    def focal(logits, targets): return F.cross_entropy(logits, targets) ** 2
+    make_learner(image_folders(photos('photos'), size=32), loss_func=focal).save(tmp_path / 'm')
+    with pytest.warns(UserWarning, match=r'trained with loss_func focal: code.*load_learner\(\.\.\., loss_func=\.\.\.\)'):
+        load_learner(tmp_path / 'm', small_network())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert load_learner(tmp_path / 'm', small_network(), loss_func=focal).loss_func is focal
+
+
+def test_plain_loaders_and_a_plain_model(photos, tmp_path):
+    "They do not say how pictures are prepared: so it is asked for, and goes into the file."
+    data = torchvision.datasets.ImageFolder(photos('photos'), transforms.Compose([
+        transforms.Resize(32), transforms.ToTensor()]))
+    loaders = Batches(DataLoader(data, 4), DataLoader(data, 4))
+    model = nn.Sequential(create_body(small_network()), create_head(8, 3, ()))
+    learn = Learner(loaders, model, device='cpu', show=False)
+    learn.fit(1, 1e-3)
+    file = data.samples[0][0]
+    with pytest.raises(ValueError, match=r'this learner does not know size, mean, std .* preprocessing=dict\('):
+        learn.predict(file)
+    with pytest.raises(ValueError, match=r'm.safetensors does not know size, mean, std'):
+        load_learner(learn.save(tmp_path / 'm'), small_network(), create_head(8, 3, ()))
+    as_it_was = dict(size=32, mean=[0, 0, 0], std=[1, 1, 1])
+    known = Learner(loaders, model, device='cpu', preprocessing=as_it_was)
+    row = get_logits(model, loaders.valid)[0][0].softmax(0)
+    assert known.predict(file).probabilities.allclose(row, atol=1e-5)
+    for saved, options in ((learn, {'preprocessing': as_it_was}), (known, {})):
+        again = load_learner(saved.save(tmp_path / 'm'), small_network(), create_head(8, 3, ()), device='cpu', **options)
+        assert again.predict(file).probabilities.equal(known.predict(file).probabilities)
+
+
+def test_a_validation_folder_with_fewer_classes_of_plain_loaders(photos):
+    "torchvision numbers each folder by itself; here both are numbered as the training set is."
+    change = transforms.Compose([transforms.Resize(32), transforms.ToTensor()])
+    train = torchvision.datasets.ImageFolder(photos('photos'), change)
+    valid = torchvision.datasets.ImageFolder(photos('valid', ('husky', 'pug'), start=50), change)
+    model = nn.Sequential(create_body(small_network()), create_head(8, 3, ()))
+    loaders = Batches(DataLoader(train, 4), DataLoader(valid, 4))
+    recorder = fit(model, loaders, 1, constant(5, 1e-3), show=False)
+    logits, numbers = get_logits(model, loaders.valid)
+    assert recorder.history[0]['valid_loss'] == pytest.approx(F.cross_entropy(logits, numbers + 1).item())
+    assert Learner(loaders, model, device='cpu').validate().valid_loss == recorder.history[0]['valid_loss']
