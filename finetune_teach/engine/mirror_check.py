@@ -54,8 +54,11 @@ def are_mirror_images(body: nn.Module,   # pictures to features
     def right(mirrored):
         score = [side * ((_features(body, valid, k, mirrored) - middle) / spread @ answer)
                  for k, side in ((a, 1), (b, -1))]
-        return (torch.cat(score) > 0).float().mean().item()
-    return right(mirrored=False) >= 0.65 and right(mirrored=True) <= 0.4
+        return (torch.cat(score) > 0).float()
+    plain, mirrored = right(False), right(True)
+    by_chance = 0.5 / len(plain) ** 0.5 # the standard error of a share of one half
+    return (len(plain) >= 16 and plain.mean().item() >= max(0.65, 0.5 + 2 * by_chance)
+            and mirrored.mean().item() <= min(0.4, 0.5 - 1.5 * by_chance))
 
 # %% ../../nbs/engine/mirror_check.ipynb #7cbe5234
 def mirror_trouble(model: nn.Module, dls, answers: PredictedLabels | None) -> str | None:
