@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import freezing
 from ..engine.description import (
-    check_arguments, check_body, check_description, describe)
+    check_arguments, check_body, check_description, check_end, describe)
 from ..engine.distributed import default_device
 from ..engine.messages import short, warn
 from ..engine.random_state import seeded
@@ -24,7 +24,7 @@ from ..engine.settings import restore_settings
 from ..engine.tiny_resnet import tiny_resnet
 from ..engine.weights import find_builder, own_preprocessing, preprocessing_of
 from ..fine_tuning import Learner
-from ..pretrained_body import create_body
+from ..pretrained_body import create_body, last_layer
 from ..random_head import check_head, create_head
 from ..training_loop import accuracy, create_optimizer, error_rate
 
@@ -52,7 +52,10 @@ def vision_learner(dls,                      # `ImageLoaders`
         n_features, n_classes = body.num_features, len(description['classes'])
         head = create_head(n_features, n_classes, hidden, dropout) if own is None else own
     check_head(head, n_features, n_classes)
-    check_body(body, next(iter(dls.valid))[0][:2].cpu(), description)
+    x = next(iter(dls.valid))[0][:2].cpu()
+    if isinstance(arch, nn.Module):
+        check_end(arch, last_layer(arch)[1], x)
+    check_body(body, x, description)
     learn = Learner(dls, nn.Sequential(body, head), metrics=metrics, seed=seed, device=device,
                     precision=precision, description=description, **kwargs)
     learn.freeze_to(0 if weights is None else -1)
