@@ -66,7 +66,7 @@ def test_a_network_whose_last_layer_was_taken_away(name):
     "What is the last one now belongs to the body; pictures of another size would not help."
     network = models.get_model(name, weights=None)
     setattr(network, {'r': 'fc', 's': 'head'}.get(name[0], 'classifier'), nn.Identity())
-    told = r'does not end in a linear layer.*Learner\(dls, nn.Sequential\(network, create_head\((512|1280|768), n_classes'
+    told = r'does not end in a linear layer.*Learner\(dls, nn.Sequential\(network, create_head\((512|1280|768|F), n_classes'
     with pytest.raises(ValueError, match=told):
         vision_learner(drawn_pets(1, 1), network)
 
