@@ -24,7 +24,7 @@ from .weights import find_builder, find_weights
 def describe_pictures(dls) -> dict:
     "Return classes and preprocessing, as far as the loaders tell; `predict` needs them."
     found = {key: getattr(dls, key, None) for key in ('classes', *PREPROCESSING)}
-    found['classes'] = found['classes'] or class_names(getattr(dls, 'train', None))
+    found['classes'] = class_names(dls) or class_names(getattr(dls, 'train', None))
     found = {key: value for key, value in found.items() if value is not None}
     return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples
 

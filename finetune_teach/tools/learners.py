@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import freezing
 from ..engine.description import (
-    check_arguments, check_body, check_description, check_end, describe)
+    check_arguments, check_body, check_description, check_end, describe, describe_pictures)
 from ..engine.distributed import default_device
 from ..engine.messages import short, warn
 from ..engine.random_state import seeded
@@ -46,11 +46,11 @@ def vision_learner(dls,                      # `ImageLoaders`
     check_arguments(dls, metrics, kwargs)
     dls = _prepare_pictures(dls, arch, weights, device or default_device())
     own = head
-    description = describe(dls, arch, weights, (hidden, dropout) if own is None else None, precision)
     with seeded(seed):
         body = create_body(arch, weights)
-        n_features, n_classes = body.num_features, len(description['classes'])
+        n_features, n_classes = body.num_features, len(describe_pictures(dls)['classes'])
         head = create_head(n_features, n_classes, hidden, dropout) if own is None else own
+    description = describe(dls, arch, weights, (hidden, dropout) if own is None else None, precision)
     check_head(head, n_features, n_classes)
     x = next(iter(dls.valid))[0][:2].cpu()
     if isinstance(arch, nn.Module):
