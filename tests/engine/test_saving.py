@@ -246,7 +246,7 @@ def foreign(folder, make_learner):
     (other_arch, 'arch.*tiny_resnet.*TinyResNet'), (other_classes, "classes.*'cat'"),
     (other_names_of_classes, 'classes'), (other_head_width, 'tensors differ.*1\\.'),
     (other_head_depth, 'tensors differ.*1\\.'), (damaged_start, 'damaged'), (cut_off, 'damaged'),
-    (foreign, 'not written by finetune_teach')], ids=lambda v: getattr(v, '__name__', ''))
+    (foreign, 'tensors of another program')], ids=lambda v: getattr(v, '__name__', ''))
 def test_load_changes_all_or_nothing(make_learner, tmp_path, make, told):
     path = make(tmp_path, make_learner)
     learn = make_learner(seed=5)
@@ -472,3 +472,13 @@ def mutate(data, length, generator):
         else:
             data[:8] = generator.randbytes(generator.randint(1, 8)).ljust(8, b'\0')
     return data
+
+
+@pytest.mark.parametrize('content, told', [
+    (with_about({}, 'finetune_teach 9'), r"by a later version of finetune_teach \(its format is 'finetune_teach 9'"),
+    (header('{}'), 'tensors of another program'), (HOSTILE['pickle'], r'a pickle.*load_state_dict\(torch.load')])
+def test_other_files_are_not_called_damaged(content, told, tmp_path):
+    (tmp_path / 'a.safetensors').write_bytes(content)
+    with pytest.raises(ValueError, match=told) as error:
+        read_saved(tmp_path / 'a')
+    assert 'damaged' not in str(error.value)
