@@ -174,8 +174,9 @@ def test_the_readmes_command_leaves_out_what_is_slow_and_ci_does_not():
     options = TOOLS['pytest']['ini_options']
     assert '-m "not slow"' in options['addopts'] and [m for m in options['markers'] if m.startswith('slow:')]
     assert '`pytest -m slow`' in (ROOT / 'README.md').read_text()
-    *_, readmes, slow, last = (ROOT / '.ci/run').read_text().splitlines()
-    assert (readmes, slow) == ('bash -c "$command"', 'pytest -m slow')
+    *_, readmes, slow, where, last, end = (ROOT / '.ci/run').read_text().splitlines()
+    assert (readmes, slow) == ('bash -c "$command"', 'pytest -m slow -n 2 --dist loadfile')
+    assert (where, end) == ('if grep -qs avx512f /proc/cpuinfo; then', 'fi')
     variable, command, *files = last.split()
     assert (variable, command) == ('ONEDNN_MAX_CPU_ISA=AVX2', 'pytest')
     assert files and all((ROOT / file).exists() for file in files)
