@@ -78,7 +78,8 @@ def label_texts(values: list,  # labels of any kind
             wrong.append((name, error))
     if wrong:
         more = f' So it is for {len(wrong)} of {len(values)} files.' if len(wrong) > 1 else ''
-        raise ValueError(f'{printable(wrong[0][0])}: the label is {wrong[0][1]}.{more}')
+        raise ValueError(f'{printable(wrong[0][0])}: the label is {wrong[0][1]}.{more}'
+                         ) from wrong[0][1]
     missing = [name for name, text in zip(names, texts) if text is None]
     if missing:
         raise ValueError(f'{source} gives no label to {len(missing)} of {len(values)} files: '
