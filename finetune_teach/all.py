@@ -16,7 +16,7 @@ from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
 from .engine.versions import show_versions
 from .pictures import (
-    denormalise, drawn_pets, image_files, image_folders)
+    denormalise, drawn_pets, image_files, image_folders, image_table)
 from .pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)
 from .random_head import create_head

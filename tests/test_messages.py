@@ -500,6 +500,100 @@ def pictures(): # with engine.decoding, folders, picture_checks, loaders and sto
 
 
 @room
+def labels_and_splits(): # engine.labels, splits, picture_sets and folders
+    from finetune_teach.all import image_files, image_folders
+    kind = lambda path: path.parent.name
+    def two_parts(place, valid='valid'):
+        photos(place / 'train', cat=2, dog=2)
+        return photos(place / valid, 0, cat=2, dog=2).parent
+    def renamed(place, pattern):
+        for path in sorted(photos(place, cat=12, dog=12).rglob('*.png')):
+            path.rename(path.with_name(pattern.format(int(path.stem))))
+        return place
+    return [
+        ('image_files with a label that is a list', 'PLACE/cat/0.png', lambda p: image_files(two_kinds(p), lambda path: ['cat'])),
+        ('image_files with a label that is a path', '.name', lambda p: image_files(two_kinds(p), lambda path: path.parent)),
+        ('image_files with a label that is a fraction', 'regression', lambda p: image_files(two_kinds(p), lambda path: .5)),
+        ('image_files with a label that is bytes', '.decode()', lambda p: image_files(two_kinds(p), lambda path: b'cat')),
+        ('image_files with a label that is an object', 'a object', lambda p: image_files(two_kinds(p), lambda path: object())),
+        ('image_files with a list for a label function', 'image_table', lambda p: image_files(two_kinds(p), ['cat'] * 8)),
+        ('image_files with a label for each picture', '8 have different labels', lambda p: image_files(two_kinds(p), str)),
+        ('image_files with a class called nan', 'nan 4', lambda p: image_files(two_kinds(p), lambda path: kind(path).replace('cat', 'nan'))),
+        ('image_folders(..., min_per_class=0)', 'min_per_class=0', lambda p: image_folders(two_kinds(p), min_per_class=0)),
+        ("image_folders(..., single='keep')", "single='keep'", lambda p: image_folders(two_kinds(p), single='keep')),
+        ('image_folders(..., min_per_class=3)', 'bird', lambda p: image_folders(photos(p, bird=2, cat=4, dog=4), min_per_class=3)),
+        ('image_folders(..., min_per_class=9)', "'cat'", lambda p: image_folders(photos(p, bird=2, cat=9), min_per_class=9)),
+        ('names of persons', 'person0_0.png', lambda p: image_files(
+            [path.rename(path.with_name(f'person{i // 2}_{i}.png'))
+             for i, path in enumerate(sorted(photos(p, cat=8, dog=8).rglob('*.png')))], kind)),
+        ('frames of a video', 'is_valid=', lambda p: image_folders(renamed(p, 'frame{0:03}.png'))),
+        ("groups='cat'", 'groups=', lambda p: image_folders(two_kinds(p), groups='cat')),
+        ('groups= that gives no group', 'PLACE/cat/0.png', lambda p: image_folders(two_kinds(p), groups=lambda path: None)),
+        ('groups= that gives a list', 'PLACE/cat/0.png', lambda p: image_folders(two_kinds(p), groups=lambda path: [1])),
+        ('groups=5', 'groups=5', lambda p: image_folders(two_kinds(p), groups=5)),
+        ('groups=... with one group for each class', 'cat, dog', lambda p: image_folders(two_kinds(p), groups=kind)),
+        ("groups=..., seed='a'", "seed='a'", lambda p: image_folders(two_kinds(p), groups=kind, seed='a')),
+        ('groups=... with three groups that hold two classes each', 'no choice of whole groups', lambda p: image_files(
+            photos(p, cat=2, dog=2, bird=2), kind, groups=lambda path: 'ab ac bc'.split()[
+                dict(cat=(0, 1), dog=(0, 2), bird=(1, 2))[kind(path)][int(path.stem)]])),
+        ('groups=... with two groups', '50%', lambda p: image_folders(two_kinds(p), groups=lambda path: int(path.stem) % 2)),
+        ('groups=... in a split that is given', 'PLACE', lambda p: image_folders(two_parts(p), groups=r'(\d)')),
+        ('is_valid=[True]', '8 files', lambda p: image_folders(two_kinds(p), is_valid=[True])),
+        ('is_valid= that gives nothing', 'PLACE/cat/0.png', lambda p: image_folders(two_kinds(p), is_valid=lambda path: None)),
+        ('is_valid= that is True for all', 'for training', lambda p: image_folders(two_kinds(p), is_valid=lambda path: True)),
+        ('is_valid= in a split that is given', 'PLACE', lambda p: image_folders(two_parts(p), is_valid=lambda path: True)),
+        ('a path given twice with two values of is_valid', 'PLACE/a.png', lambda p: image_files(
+            [p / 'a.png', p / 'a.png'], '(a)', is_valid=[True, False])),
+        ('folders valid and val', 'val, valid', lambda p: [two_parts(p), image_folders(two_parts(p, 'val'))]),
+        ('a folder valid without folders', 'valid has no folders', lambda p: [
+            photos(p / 'train', cat=2, dog=2), (p / 'valid').mkdir(), image_folders(p)]),
+        ('the same with a folder test that has some', 'Fill or delete valid', lambda p: [
+            two_parts(p, 'test'), (p / 'valid').mkdir(), image_folders(p)]),
+        ('a folder beside train and valid', 'more', lambda p: [photos(p / 'more', cat=1), image_folders(two_parts(p))]),
+        ('folders valid and test, but no train', 'none called train', lambda p: [
+            photos(p / 'test', cat=2), photos(p / 'valid', cat=2), image_folders(p)]),
+        ('folders train and test of files', 'image_files', lambda p: image_folders(photos(p, train=2, test=2))),
+        ('folders cat, dog and test', 'is test a class', lambda p: image_folders(photos(p, cat=2, dog=2, test=2))),
+        ('folders fold1 and fold2', 'cross-validation', lambda p: [
+            photos(p / f'fold{i}', cat=2, dog=2) for i in (1, 2)] and image_folders(p)),
+        ('folders day and night, each with cat and dog', 'PLACE', lambda p: [
+            photos(p / name, cat=2, dog=2) for name in ('day', 'night')] and image_folders(p)),
+        ('a picture in train and in test', 'test pictures are training pictures', lambda p: [
+            two_parts(p), photos(p / 'test', cat=2, dog=2), image_folders(p)]),
+    ]
+
+
+@room
+def picture_tables():
+    from finetune_teach.all import image_table
+    def rows(place, **more):
+        return [dict(file=str(path), label=path.parent.name, **more) for path in sorted(two_kinds(place).rglob('*.png'))]
+    def table(place, text, encoding='utf-8'):
+        return file(place, 'labels.csv', text.encode(encoding))
+    return [
+        ('image_table of a file that is not there', 'PLACE/labels.csv', lambda p: image_table(p / 'labels.csv')),
+        ('image_table of a number', "'int'", lambda p: image_table(5)),
+        ('image_table of an empty file', 'empty', lambda p: image_table(table(p, ''))),
+        ('image_table without rows', 'no rows', lambda p: image_table(table(p, 'file,label\n'))),
+        ('image_table without a column label', "'label'", lambda p: image_table(table(p, 'file,kind\na.jpg,cat\n'))),
+        ('image_table with two columns label', "'label'", lambda p: image_table(table(p, 'file,label,label\na.jpg,a,b\n'))),
+        ('image_table with a row that is too long', 'line 2', lambda p: image_table(table(p, 'file,label\na,b.jpg,cat\n'))),
+        ('image_table in another encoding', 'UTF-8', lambda p: image_table(table(p, 'file,label\ncaf\xe9.jpg,cat\n', 'latin-1'))),
+        ('image_table with a quote that is not closed', 'quote', lambda p: image_table(table(p, 'file,label\n"a' + 'x' * 140_000))),
+        ('image_table of dicts without a label', "'label'", lambda p: image_table([dict(file='a.jpg')])),
+        ('image_table of a DataFrame without a label', "'label'", lambda p: image_table(Mock(columns=['file'], __getitem__=list))),
+        ('image_table with a row without a file', 'line 2', lambda p: image_table(table(p, 'file,label\n,cat\n'))),
+        ('image_table with a row without a label', 'line 2 (a.jpg)', lambda p: image_table(table(p, 'file,label\na.jpg,\n'))),
+        ('image_table with files that are not there', 'PLACE/a.jpg', lambda p: image_table(table(p, 'file,label\na.jpg,cat\n'))),
+        ('image_table with a file in two classes', 'row 0 and row 8', lambda p: image_table(
+            [*(found := rows(p)), found[0] | dict(label='dog')])),
+        ("image_table(..., split=...) with the word 'vaild'", 'vaild', lambda p: image_table(rows(p, part='vaild'), split='part')),
+        ('image_table(..., split=..., is_valid=...)', 'not both', lambda p: image_table(rows(p), split='a', is_valid='b')),
+        ("image_table(..., split=...) that says train only", 'validation', lambda p: image_table(rows(p, part='train'), split='part')),
+    ]
+
+
+@room
 def downloads():
     from finetune_teach.engine.downloads import download
     return [

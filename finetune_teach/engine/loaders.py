@@ -15,10 +15,11 @@ import torch
 
 from .augmentation import augment, draw_specs
 from .batches import BatchSpec, SpecLoader
+from .labels import tell_classes
 from .matching import match_sets
-from .messages import few, printable, warn
+from .messages import printable, warn
 from .modules import checksum
-from .picture_checks import check_classes, duplicates, same_places
+from .picture_checks import duplicates, same_places
 from .plots import show_pictures
 from .store import PictureStore, StoredPictures, unreadable
 
@@ -90,8 +91,12 @@ class ImageLoaders:
                  skipped=(),          # (path, reason) of files left out
                  size=None,           # these three: what the user asked for; None: left open
                  mean=None, std=None,
-                 where: str | None = None): # what to call the files in a warning of duplicates
+                 where: str | None = None, # what to call the files in a warning of duplicates
+                 test: SpecLoader | None = None, # for the very end: not used in training
+                 unlabelled=(),       # files without a class, to predict
+                 note: str = ''):     # for `repr`: what is unusual
         self.train, self.valid, self.classes, self.skipped = train, valid, classes, list(skipped)
+        self.test, self.unlabelled, self.note = test, list(unlabelled), note
         self.requested, self.where = dict(size=size, mean=mean, std=std), where
         for loader in (train, valid):
             loader.classes = classes
@@ -102,13 +107,15 @@ class ImageLoaders:
     mean = property(lambda self: self.train.mean)
     std = property(lambda self: self.train.std)
     device = property(lambda self: self.train.device)
-    files = property(lambda self: (self.train.files or []) + (self.valid.files or []))
+    files = property(lambda self: [file for part in (self.train, self.valid, self.test) if part
+                                   for file in part.files or []])
 
     def __repr__(self):
         n, n_valid, size = len(self.train.labels), len(self.valid.labels), self.size
-        return (f'ImageLoaders: {n} training and {n_valid} validation pictures of {size} x {size}, '
-                f'{len(self.classes)} classes ({few(self.classes, 3)}), '
-                f'batches of {self.train.batch_size}')
+        parts = f'{n} training and {n_valid} validation' if self.test is None else \
+            f'{n} training, {n_valid} validation and {len(self.test.labels)} test'
+        return (f'ImageLoaders: {parts} pictures of {size} x {size}, {tell_classes(self.classes)}, '
+                f'batches of {self.train.batch_size}' + (f'; {self.note}' if self.note else ''))
 
     def show_batch(self, n: int = 12):  # pictures to show
         "Show what the next epoch begins with; returns matplotlib's axes."
@@ -134,6 +141,7 @@ class ImageLoaders:
         "Warn, once, if files for validation are training files as well."
         where, self.where = self.where, None
         warn(where and duplicates(self.train, self.valid, where))
+        warn(where and self.test and duplicates(self.train, self.test, where, 'test'))
 
     def with_classes(self, classes: list | None) -> 'ImageLoaders': # of a model; None: unknown
         "Return a copy whose labels are places in `classes`; a `ValueError` names unknown ones."
@@ -151,7 +159,7 @@ class ImageLoaders:
         new = {k: next(v for v in (self.requested[k], wanted[k], now[k]) if v is not None)
                for k in now} | {'device': device or self.device}
         dls, size = copy.copy(self), new.pop('size')
-        for name in ('train', 'valid'):
+        for name in ('train', 'valid', *(['test'] if self.test else [])):
             loader = getattr(self, name)
             resize = getattr(loader.pictures, 'resized', lambda size: loader.pictures)
             setattr(dls, name, replace(loader, pictures=resize(size), **new))
@@ -161,19 +169,15 @@ class ImageLoaders:
 class UnreadLoaders(ImageLoaders):
     "Loaders of files not looked at yet: what cannot be read is left out when the size is known."
     def __init__(self,
-                 make: Callable,      # of places, labels, is_valid and skipped: `ImageLoaders`
+                 make: Callable,      # of places and skipped: `ImageLoaders`
                  store: PictureStore,
-                 labels: list[str],   # the name of each file's class
-                 is_valid: torch.Tensor | None, # bool N; None: as `split` says
-                 split: Callable,     # of labels: bool N
-                 size: int | None,    # what the user asked for
-                 where: str):         # what to call the set in messages
-        self.listing = make, store, labels, is_valid, split, size, where
-        self.classes = sorted(set(labels))
+                 classes: list[str],  # as far as the labels tell
+                 size: int | None):   # what the user asked for
+        self.listing, self.classes = (make, store, size), classes
 
     def __repr__(self):
-        return (f'ImageLoaders: {len(self.listing[2])} files, not read yet, {len(self.classes)} '
-                f'classes ({few(self.classes, 3)}); what cannot be read will be left out')
+        return (f'ImageLoaders: {len(self.listing[1].files)} files, not read yet, '
+                f'{tell_classes(self.classes)}; what cannot be read will be left out')
 
     def __getattr__(self, name):  # somebody looks at pictures before a network has said a size
         if name.startswith('_'):
@@ -182,16 +186,12 @@ class UnreadLoaders(ImageLoaders):
 
     def read(self, size: int) -> ImageLoaders:
         "Decode all pictures, and become the loaders of those that can be read."
-        make, store, labels, is_valid, split, requested, where = self.listing
-        bad = store.decode(requested or size, torch.arange(len(labels)))
+        make, store, requested = self.listing
+        bad = store.decode(requested or size, torch.arange(len(store.files)))
         if bad:
             warn(unreadable(store.files, bad) + '\nThey are left out; .skipped lists them.')
-        good = torch.tensor([i for i in range(len(labels)) if i not in bad], dtype=torch.long)
-        labels = [labels[i] for i in good]
-        is_valid = None if is_valid is None else is_valid[good]
-        check_classes(labels, None if is_valid is None else is_valid.tolist(), where)
-        is_valid = split(labels) if is_valid is None else is_valid
-        dls = make(good, labels, is_valid, [(store.files[i], why) for i, why in bad.items()])
+        good = torch.tensor([i for i in range(len(store.files)) if i not in bad], dtype=torch.long)
+        dls = make(good, [(store.files[i], why) for i, why in bad.items()])
         self.__class__, self.__dict__ = ImageLoaders, vars(dls)
         return self
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from .batches import SpecLoader
-from .messages import few, printable
+from .messages import few
 
 # %% ../../nbs/engine/matching.ipynb #f3d859de
 def class_names(loader) -> list[str] | None:

@@ -7,79 +7,148 @@ __all__ = ['picture_loaders', 'labelled_files', 'labelled_pictures']
 
 # %% ../../nbs/engine/picture_sets.ipynb #081fa54a
 import os
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 
 from .description import check_preprocessing
-from .folders import (
-    existing_folder, list_class_folders, number_classes, random_split)
+from .folders import existing_folder, list_class_folders
+from .labels import number_classes, ordered_classes
 from .loaders import (
     IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders, UnreadLoaders)
 from .matching import match, renumber
 from .messages import printable, short, warn
 from .picture_checks import (
-    check_classes, check_options, class_imbalance, similar_class_names)
+    check_classes, check_options, class_imbalance, gap_names, rare_classes, similar_class_names)
+from .splits import (
+    TEST, TRAIN, VALID, check_groups, group_split,
+    random_split, series_warning, told_groups, told_valid)
 from .store import PictureStore, StoredPictures
+
+# %% ../../nbs/engine/picture_sets.ipynb #pse00001
+@dataclass
+class _Asked:
+    "Picture files with their classes, and what was asked for."
+    store: PictureStore
+    labels: list[str]             # the name of each file's class
+    parts: list[int] | None       # training, validation or test; None: chosen at random
+    groups: list | None           # what each picture belongs to
+    where: str                    # what to call the set in messages
+    chance: tuple[float, int]     # valid_pct, seed
+    rare: tuple[int, str]         # min_per_class, single
+    look: tuple                   # size, mean, std
+    batch_size: int
+    augmentation: dict            # of the training pictures
+    about: dict = field(default_factory=dict)  # `unlabelled` and `note`
+
+    def some(self, places: torch.Tensor) -> tuple[torch.Tensor, list, list | None, str | None]:
+        "Return places without rare classes, labels and parts there, and what to warn of."
+        labels = [self.labels[i] for i in places.tolist()]
+        rare, text = rare_classes(labels, self.rare[0], self.where)
+        places = places[torch.tensor([label not in rare for label in labels], dtype=torch.bool)]
+        labels = [label for label in labels if label not in rare]
+        parts = self.parts and [self.parts[i] for i in places.tolist()]
+        return places, labels, parts, text
+
+    def check(self, places: torch.Tensor) -> None:
+        "Raise ValueError if these are no classes to learn."
+        _, labels, parts, text = self.some(places)
+        try:
+            check_classes(labels, parts, self.where, self.rare[1])
+        except ValueError as error:
+            raise ValueError(f'{error}\n{text}' if text else str(error)) from None
+
+    def split(self, places: torch.Tensor, labels: list[str]) -> torch.Tensor:  # bool N
+        "Choose validation pictures at random."
+        files = [self.store.files[i] for i in places.tolist()]
+        (classes, y), (valid_pct, seed) = number_classes(labels), self.chance
+        if self.groups is None:
+            warn(series_warning(files, labels, self.where))
+            return random_split(y, valid_pct, seed)
+        groups = [self.groups[i] for i in places.tolist()]
+        is_valid = group_split(y, groups, valid_pct, seed, classes, self.where, self.rare[1])
+        share = is_valid.float().mean().item()
+        if not valid_pct / 2 <= share <= 2 * valid_pct:
+            warn(f'{self.where}: {share:.0%} of the pictures are held out, not {valid_pct:.0%}:'
+                 ' the groups are too few, or too large, for a better choice')
+        return is_valid
+
+    def loaders(self, places: torch.Tensor, skipped=()) -> ImageLoaders:
+        "Return the loaders of the pictures at some places in the store."
+        self.check(places)
+        places, labels, parts, text = self.some(places)
+        warn(text)
+        parts = self.split(places, labels).long() if parts is None else torch.tensor(parts)
+        (size, mean, std), (classes, y) = self.look, number_classes(labels)
+        for doubt in (similar_class_names, gap_names, class_imbalance):
+            warn(doubt(labels, self.where))
+        def loader(part, **more):
+            at = places[parts == part]
+            return ImageLoader(StoredPictures(self.store, at, size or 64), y[parts == part],
+                               self.batch_size, mean=mean or IMAGENET_MEAN,
+                               std=std or IMAGENET_STD,
+                               files=[self.store.files[i] for i in at.tolist()], **more)
+        return ImageLoaders(loader(TRAIN, **self.augmentation), loader(VALID), classes, skipped,
+                            size, mean, std, self.where,
+                            test=loader(TEST) if (parts == TEST).any() else None, **self.about)
 
 # %% ../../nbs/engine/picture_sets.ipynb #327b5e6d
 def picture_loaders(files: list,               # paths
                     labels: list[str],         # the name of each one's class
-                    is_valid: list[bool] | None, # which are for validation; None: chosen at random
+                    parts: list | None,        # validation (True) or not, or 0, 1, 2; None: chance
                     where,                     # what to call the set in messages
-                    *, size: int | None = None, # this and all that follow: as in `image_folders`
+                    *, order: list | None = None, # the files as given, for lists; None: `files`
+                    about: dict | None = None, # `unlabelled` and `note` of `ImageLoaders`
+                    size: int | None = None,   # this and all that follow: as in `image_folders`
                     batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42,
+                    is_valid=None, groups=None, min_per_class: int = 1, single: str = 'raise',
                     flip: bool = True, min_scale: float = 1.0, mean=None, std=None,
                     on_error: str = 'raise', memory: float = 1.0) -> ImageLoaders:
     "Return the loaders of picture files whose classes are known."
-    check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory)
-    where, store, sound = printable(where), PictureStore(files, memory), True
+    check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory,
+                  min_per_class, single)
+    where, store, order = printable(where), PictureStore(files, memory), order or files
+    parts, groups = _told(files, parts, where, order, is_valid, groups)
+    mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
+    asked = _Asked(store, labels, parts, groups, where, (valid_pct, seed), (min_per_class, single),
+                   (size, mean, std), batch_size,
+                   dict(shuffle=True, flip=flip, min_scale=min_scale), about or {})
+    places, sound = torch.arange(len(files)), True
     try:
-        check_classes(labels, is_valid, where)
+        asked.check(places)
     except ValueError:
         if on_error == 'raise':
             store.require(size or 64)  # unreadable files may be the cause: tell them first
             raise
         sound = False
-    split = partial(_split_of, valid_pct, seed)
-    make = partial(_loaders_of, store, where, batch_size, size, mean, std,
-                   dict(shuffle=True, flip=flip, min_scale=min_scale))
-    is_valid = None if is_valid is None else torch.as_tensor(is_valid, dtype=torch.bool)
     if on_error == 'raise':
-        return make(torch.arange(len(files)), labels,
-                    split(labels) if is_valid is None else is_valid)
-    unread = UnreadLoaders(make, store, labels, is_valid, split, size, where)
+        return asked.loaders(places)
+    unread = UnreadLoaders(asked.loaders, store, ordered_classes(asked.some(places)[1]), size)
     return unread if sound and size is None else unread.read(64)
 
-def _split_of(valid_pct: float, seed: int, labels: list[str]) -> torch.Tensor: # bool N
-    "Return which pictures are for validation."
-    return random_split(number_classes(labels)[1], valid_pct, seed)
-
-def _loaders_of(store, where, batch_size, size, mean, std, augmentation, places, labels, is_valid,
-                skipped=()) -> ImageLoaders:
-    "Return the loaders of some places in a store."
-    mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
-    classes, y = number_classes(labels)
-    warn(similar_class_names(labels, where))
-    warn(class_imbalance(labels, where))
-    def loader(part, **more):
-        at = places[part]
-        return ImageLoader(StoredPictures(store, at, size or 64), y[part], batch_size,
-                           mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD,
-                           files=[store.files[i] for i in at.tolist()], **more)
-    train, valid = loader(~is_valid, **augmentation), loader(is_valid)
-    return ImageLoaders(train, valid, classes, skipped, size, mean, std, where)
+def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, list | None]:
+    "Return the part and the group of each file, as far as somebody said so."
+    if is_valid is not None and parts is not None:
+        raise ValueError(f'{where}: is_valid= says which pictures are for validation, but they are'
+                         ' split already, by folders or a table. Leave is_valid= out, or give only'
+                         ' the training pictures, for instance their folder')
+    if files and is_valid is not None:
+        parts = told_valid(is_valid, files, order)
+    groups = told_groups(groups, files, order) if files and groups is not None else None
+    parts = None if parts is None else [int(part) for part in parts]
+    if parts is not None and groups is not None:
+        check_groups(groups, parts, where)
+    return parts, groups
 
 # %% ../../nbs/engine/picture_sets.ipynb #664e94b1
 def labelled_files(folder) -> tuple[list, list[str]]: # files, and the name of each one's class
     "Return the pictures of a folder of class folders; of one with a split, those held out for it."
-    root = existing_folder(folder)
-    if os.path.isdir(root / 'test'):
-        root = root / 'test'
-    files, labels, is_valid = list_class_folders(root)
-    if is_valid is None:
-        return files, labels
-    return tuple([v for v, held_out in zip(part, is_valid) if held_out] for part in (files, labels))
+    found = list_class_folders(existing_folder(folder))
+    if found.parts is None:
+        return found.files, found.labels
+    held_out = TEST if TEST in found.parts else VALID
+    return tuple([value for value, part in zip(values, found.parts) if part == held_out]
+                 for values in (found.files, found.labels))
 
 def labelled_pictures(pictures,          # a folder, or a loader of any kind
                       description: dict, # of the model: its classes, its preprocessing

@@ -31,12 +31,12 @@ from torchvision.models.resnet import BasicBlock
 
 from ..engine.distributed import default_device
 from ..engine.files import whole_file
+from ..engine.loaders import IMAGENET_MEAN, IMAGENET_STD
 from ..engine.modules import channels_last, checksum, device_of
 from ..engine.precision import has_bf16
 from ..engine.random_state import seeded
 from ..engine.tiny_resnet import TinyResNet, read_weights
 from ..one_cycle import one_cycle
-from ..engine.loaders import IMAGENET_MEAN, IMAGENET_STD
 from .learners import vision_learner
 from ..training_loop import train_epoch, train_step
 

@@ -1,23 +1,16 @@
-"Which files are listed, as what, and how they are split; no file is opened."
+"Which files are listed, and as what; no file is opened."
 import contextlib
 import io
 import os
-import random
-import re
 import shutil
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from finetune_teach.engine import folders
-from finetune_teach.engine.folders import label_all, label_function, number_classes, random_split
 from finetune_teach.pictures import image_files, image_folders
 from picture_files import make_folder, says, unix_socket, warned
 
@@ -31,54 +24,88 @@ def pets(tmp_path): return make_folder(tmp_path / 'pets', dict(cat=10, dog=25, e
 def all_read(dls): return [*dls.train, *dls.valid]
 
 
-def test_split_is_seeded_and_independent(pets):
-    a = image_folders(pets).valid.files
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)
-    before = torch.get_rng_state()
-    assert image_folders(pets).valid.files == a
-    assert (torch.get_rng_state() == before).all()
-    assert image_folders(pets, seed=1).valid.files != a
-
-
-def test_split_ignores_the_order_of_the_disk(pets, monkeypatch):
-    wanted, iterdir = image_folders(pets).valid.files, Path.iterdir
-    scandir = os.scandir
-    @contextlib.contextmanager
-    def backwards(folder):
-        with scandir(folder) as entries: yield sorted(entries, key=lambda e: e.name, reverse=True)
-    monkeypatch.setattr(Path, 'iterdir', lambda self: reversed(sorted(iterdir(self))))
-    monkeypatch.setattr(os, 'scandir', backwards)
-    assert image_folders(pets).valid.files == wanted
-    paths = list(pets.rglob('*.png'))
-    random.Random(0).shuffle(paths)
-    assert image_files(iter(paths), lambda p: p.parent.name).valid.files == wanted
-
-
-def test_split_of_a_class_ignores_the_others(pets):
-    cats = lambda dls: [p.name for p in dls.valid.files if p.name.startswith('cat')]
-    wanted = cats(image_folders(pets))
-    make_folder(pets, dict(ant=7))
-    assert cats(image_folders(pets)) == wanted
-
-
-@pytest.mark.parametrize('pct, wanted', [(.01, [1, 1, 1]), (.5, [5, 12, 1]), (.99, [9, 24, 1])])
-def test_split_share(pets, pct, wanted):
-    assert torch.bincount(image_folders(pets, valid_pct=pct).valid.labels).tolist() == wanted
-
-
-@pytest.mark.parametrize('present, used', [
-    (['valid', 'val', 'test'], 'valid'), (['test', 'val'], 'val'), (['test'], 'test'),
-    (['test', 'validation'], 'validation')])
-def test_given_split(tmp_path, present, used):
-    make_folder(tmp_path / 'train', dict(a=4, b=3))
+@pytest.mark.parametrize('present, used, test', [
+    (['valid', 'test'], 'valid', 'test'), (['test', 'val'], 'val', 'test'), (['test'], 'test', None), (['validation'], 'validation', None),
+    (['test', 'validation'], 'validation', 'test'), (['Dev', 'TESTING'], 'Dev', 'TESTING'), (['eval_set', 'test_images'], 'eval_set', 'test_images')])
+@pytest.mark.parametrize('train', ['train', 'Train', 'TRAINING', 'training_set'])
+def test_given_split(tmp_path, present, used, test, train):
+    make_folder(tmp_path / train, dict(a=4, b=3))
     for i, name in enumerate(present):
         make_folder(tmp_path / name, dict(a=2, b=1), start=10 + 10 * i)
-    dls = image_folders(tmp_path)
-    assert len(dls.train.labels) == 7 and len(dls.valid.labels) == 3
+    dls, said = warned(image_folders, tmp_path)
+    assert len(dls.train.labels) == 7 and len(dls.valid.labels) == 3 and not said
     assert all(used in p.parts for p in dls.valid.files)
-    assert all('train' in p.parts for p in dls.train.files)
+    assert all(train in p.parts for p in dls.train.files)
+    assert len(dls.files) == 7 + 3 * len(present) and dls.unlabelled == []
+    if test is None:
+        assert dls.test is None and (f'; validated on the folder {used}' in repr(dls)) == (used == 'test')
+    else:
+        assert all(test in p.parts for p in dls.test.files) and len(dls.test.labels) == 3
+        assert '7 training, 3 validation and 3 test pictures' in repr(dls) and not dls.test.shuffle and not dls.test.flip
+
+
+def test_the_test_part_is_like_the_valid_one(tmp_path):
+    for i, part in enumerate(('train', 'valid', 'test')): make_folder(tmp_path / part, dict(a=4, b=3), start=10 * i)
+    dls = image_folders(tmp_path).with_preprocessing(size=16, mean=(.1, .2, .3))
+    assert dls.test.pictures.shape == (7, 3, 16, 16) and dls.test.mean == (.1, .2, .3)
+    assert [y.tolist() for x, y in dls.test] == [[0] * 4 + [1] * 3]
+    shutil.copy(tmp_path / 'train/a/a_0.png', tmp_path / 'test/b/b_20.png')
+    _, said = warned(image_folders, tmp_path)
+    assert len(said) == 1 and '1 of 7 test pictures are training pictures, too (1 of them under another class)' in said[0]
+    make_folder(tmp_path / 'test', dict(c=1, d=2))
+    says(image_folders, tmp_path, match=['test pictures of c, d', 'none to train on'])
+
+
+def flat(folder, n=3):
+    folder.mkdir(parents=True)
+    for i in range(n): (folder / f'{i}.jpg').write_bytes(b'')
+
+
+def test_files_without_a_class_are_told_and_can_be_predicted(tmp_path):
+    pets = make_folder(tmp_path / 'train', dict(a=5, b=5))
+    flat(tmp_path / 'test')
+    dls, said = warned(image_folders, tmp_path)
+    assert not said and repr(dls).endswith('; 3 files without a class in test: .unlabelled')
+    assert dls.unlabelled == [tmp_path / 'test' / f'{i}.jpg' for i in range(3)] and dls.test is None
+    assert dls.valid.files == image_folders(pets).valid.files
+    assert dls.with_preprocessing(8).unlabelled == dls.unlabelled
+    (tmp_path / 'valid').mkdir()
+    for flat_too in (False, True):
+        for i in range(2 * flat_too): (tmp_path / 'valid' / f'{i}.jpg').write_bytes(b'')
+        dls, said = warned(image_folders, tmp_path)
+        assert len(said) == 1 and 'valid has no folders of classes' in said[0] and 'at random' in said[0]
+        assert dls.valid.files == image_folders(pets).valid.files and len(dls.unlabelled) == (5 if flat_too else 3)
+    make_folder(tmp_path / 'test', dict(a=1))
+    says(image_folders, tmp_path, match=['valid has no folders', 'test has', 'Fill or delete'])
+
+
+@pytest.mark.parametrize('folders, files, wanted', [
+    (['train/a', 'train/b', 'valid/a', 'val/a'], [], ['valid', 'val', 'same part']),
+    (['train/a', 'training/a', 'valid/a'], [], ['train', 'training', 'same part']),
+    (['train/a', 'train/b', 'training'], [], ['none called valid']),
+    (['valid/a', 'test/a'], [], ['valid', 'none called train']),
+    (['training', 'testing'], ['training/cat.1.jpg', 'testing/1.jpg'], ['without a folder for each class', 'image_files(', 'image_table']),
+    (['train'], ['train/cat.1.jpg', 'train/dog.1.jpg'], ['without a folder for each class']),
+    (['cat', 'dog', 'test'], ['test/1.jpg'], ['is test a class', 'parent.name']),
+    (['cat', 'train/x', 'dog'], [], ['none called valid']),
+    ([f'fold{i}/{c}' for i in range(5) for c in 'ab'], [], ['fold1', 'cross-validation', "is_valid=lambda path: 'fold0'"])])
+def test_what_may_be_a_split_is_asked_about(tmp_path, folders, files, wanted):
+    for name in folders: (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for name in [*files, *(f'{name}/0.jpg' for name in folders if '/' in name)]: (tmp_path / name).write_bytes(b'')
+    says(image_folders, tmp_path, match=[str(tmp_path), *wanted])
+
+
+def test_what_is_no_split_is_not_asked_about(tmp_path):
+    make_folder(tmp_path / 'one', {'train': 3, 'plane': 3, 'fold1': 3, 'fold2': 3, 'part': 3})
+    dls, said = warned(image_folders, tmp_path / 'one')
+    assert len(dls.classes) == 5 and not said
+    for i, kind in enumerate(('indoor', 'outdoor')): make_folder(tmp_path / 'two' / kind, dict(cat=3, dog=3), start=10 * i)
+    dls, said = warned(image_folders, tmp_path / 'two')
+    assert dls.classes == ['indoor', 'outdoor'] and len(said) == 1 and 'each of these has folders cat, dog' in said[0]
+    for i, part in enumerate(('train', 'valid', 'more')): make_folder(tmp_path / 'three' / part, dict(cat=3, dog=3), start=10 * i)
+    (tmp_path / 'three' / 'models').mkdir()
+    dls, said = warned(image_folders, tmp_path / 'three')
+    assert len(dls.files) == 12 and len(said) == 1 and 'more beside them is not used' in said[0]
 
 
 def test_valid_may_lack_a_class(tmp_path):
@@ -106,8 +133,6 @@ def test_valid_without_pictures(tmp_path):
     make_folder(tmp_path / 'train', dict(a=4, b=3))
     (tmp_path / 'valid' / 'a').mkdir(parents=True)
     says(image_folders, tmp_path, match=['no validation pictures', str(tmp_path)])
-    shutil.rmtree(tmp_path / 'valid' / 'a')
-    says(image_folders, tmp_path, match=['no folders', str(tmp_path / 'valid')])
 
 
 def test_sub_folders_belong_to_the_class_above(pets):
@@ -150,7 +175,9 @@ def test_missing_and_wrong_folders(tmp_path, pets):
     says(image_files, [], '(.)', match='no pictures')
     says(image_folders, pets / 'cat', match=[str(pets / 'cat'), 'one folder for', 'image_files'])
     (pets / 'ant').mkdir()
-    says(image_folders, pets, match=[str(pets / 'ant'), 'no pictures', 'delete'])
+    says(image_folders, pets, match=[str(pets / 'ant'), 'no pictures', 'delete it'])
+    (pets / 'bee').mkdir()
+    says(image_folders, pets, match=[str(pets / 'ant'), str(pets / 'bee'), 'delete them'])
 
 
 # ---- what else lies in folders ----
@@ -287,119 +314,16 @@ def test_odd_names_everywhere(tmp_path):
     text = says(all_read, image_folders(tmp_path / 'odd'))
     assert len(text.splitlines()) == 1 + 5 + 2
     text.encode('utf-8')
-    with pytest.warns(UserWarning): says(image_folders, tmp_path / 'odd', on_error='skip', size=8, match='one picture of')
+    with pytest.warns(UserWarning): says(image_folders, tmp_path / 'odd', on_error='skip', size=8, match='one picture in')
 
 
-# ---- labels and splits ----
-
-@pytest.mark.parametrize('label', [r'(.+)_\d+', re.compile(r'^([a-z]+)_'), lambda p: p.parent.name])
-def test_labels(pets, label):
-    dls = image_files(pets, label)
-    assert dls.classes == ['cat', 'dog', 'eel']
-    assert dls.valid.files == image_folders(pets).valid.files
-    assert image_files((str(p) for p in pets.rglob('*.png')), label).files == dls.files
-
-
-def test_labels_become_text(pets):
-    dls = image_files(pets, lambda p: p.name.startswith('cat'))
-    assert dls.classes == ['False', 'True']
-    assert image_files(pets, lambda p: int(p.stem[-1]) % 3).classes == ['0', '1', '2']
-
+# ---- paths given ----
 
 def test_a_path_given_twice_counts_once(pets):
     paths = list(pets.rglob('*.png'))
     assert len(image_files(paths * 2, r'(.+)_').files) == 37
 
 
-@pytest.mark.parametrize('label', [r'.+_\d+', r'(.+)_(\d+)', re.compile('x')])
-def test_one_group_exactly(pets, label):
-    says(image_files, pets, label, match=['groups', 'exactly one'])
-
-
-@pytest.mark.parametrize('label', ['(', 3, None])
-def test_neither_function_nor_pattern(pets, label):
-    says(image_files, pets, label, match=[repr(label), 'neither'])
-
-
-def test_unmatched_files_are_named(pets):
-    wanted = ['2 of 37', 'eel_0.png', 'eel_1.png', 'other paths']
-    text = says(image_files, pets, r'(cat|dog)_', match=wanted)
-    assert 'cat_0' not in text
-    says(image_files, pets, lambda p: None, match=['37 of 37', '32 more'])
-    says(image_files, pets, r'(x*)', match='37 of 37')  # an empty label is none
-
-
-def test_failing_label_function_names_the_file(pets):
-    wanted = ['cat_1.png', 'KeyError', 'label function']
-    says(image_files, pets, lambda p: dict(cat_0='a')[p.stem], match=wanted)
-
-
 def test_missing_paths(pets):
     paths = [*pets.rglob('*.png'), pets / 'cat_99.png']
     says(all_read, image_files(paths, r'(.+)_'), match=['cat_99.png', 'no such file', '1 of 38', 'Put them back'])
-
-
-LABELS = st.lists(st.integers(2, 9), min_size=1, max_size=6).flatmap(
-    lambda counts: st.permutations([k for k, n in enumerate(counts) for _ in range(n)]))
-
-
-@given(LABELS, st.floats(0.001, 0.999), st.integers(-2**63, 2**64 - 1))
-def test_random_split(labels, valid_pct, seed):
-    y = torch.tensor(labels)
-    before = torch.get_rng_state()
-    is_valid = random_split(y, valid_pct, seed)
-    assert is_valid.dtype == torch.bool and len(is_valid) == len(y)
-    for k in y.unique():
-        n, total = int(is_valid[y == k].sum()), int((y == k).sum())
-        assert 1 <= n < total and (abs(n - valid_pct * total) <= 0.5 or n in (1, total - 1))
-    assert torch.equal(is_valid, random_split(y, valid_pct, seed)) and torch.equal(before, torch.get_rng_state())
-
-
-NUMBERS = st.one_of(st.floats(), st.integers(), st.booleans(), st.floats(width=32).map(np.float32),
-                    st.floats().map(np.float64), st.fractions(), st.sampled_from([10**400, -10**400, 5e-324, 1.7e308]))
-PATTERNS = st.one_of(st.text('ab01._-()[]{}+*?^$|\\dw,<>:=!P', max_size=12), st.text(max_size=6),
-                     st.binary(max_size=6), NUMBERS, st.none(),
-                     st.sampled_from(['(a{99999999999})', '(' * 90 + ')' * 90, '(?P<x>a)(?P=y)', '(?<=a*)(b)', '(a)']))
-NAMES = st.lists(st.text(min_size=1, max_size=10).filter(lambda name: name not in ('.', '..') and
-                                                         not set(name) & set('/\\\0')), max_size=4)
-
-
-@settings(max_examples=300)
-@given(PATTERNS, NAMES)
-@pytest.mark.filterwarnings('ignore:Possible:FutureWarning', 'ignore::DeprecationWarning')
-def test_any_pattern_gives_labels_that_stand_in_the_names_or_a_value_error(pattern, names):
-    files = [Path(name) for name in names]
-    try:
-        labels = label_all(files, pattern)
-    except ValueError as error:
-        assert len(str(error)) > 20
-    else:
-        assert len(labels) == len(files)
-        assert all(label and label in path.name for label, path in zip(labels, files))
-
-
-@given(st.one_of(st.text(), NUMBERS, st.none(), st.lists(st.integers())), NAMES.filter(bool))
-def test_whatever_a_label_function_gives(value, names):
-    files = [Path(name) for name in names]
-    try:
-        labels = label_all(files, lambda path: value)
-    except ValueError as error:
-        assert 'gives no label' in str(error) and (value is None or value == '')
-    else:
-        assert labels == [str(value)] * len(files)
-    def fails(path):
-        raise KeyError(path)
-    with pytest.raises(ValueError, match='KeyError'):
-        label_all(files, fails)
-
-
-@given(NAMES.filter(bool))
-def test_a_pattern_finds_what_it_was_made_for(names):
-    for name in names:
-        assert label_function(f'^({re.escape(name)})$')(Path(name)) == name
-
-
-@given(st.lists(st.text(), min_size=1))
-def test_numbers_of_classes(labels):
-    classes, y = number_classes(labels)
-    assert classes == sorted(set(labels)) and [classes[k] for k in y] == labels

@@ -132,7 +132,7 @@ def test_unreadable_files_are_told_before_what_follows_from_them(tmp_path):
     (tmp_path / 'dog' / 'dog_0.png').write_bytes(b'no')
     says(image_folders, tmp_path, match=['1 of 6 files cannot be read', 'dog_0.png'])
     make_folder(tmp_path, dict(dog=1, eel=2), start=10)
-    with pytest.warns(UserWarning, match='1 of 9'): says(image_folders, tmp_path, on_error='skip', size=8, match='only one picture of dog')
+    with pytest.warns(UserWarning, match='1 of 9'): says(image_folders, tmp_path, on_error='skip', size=8, match='only one picture in 1 of 3 classes:\n  dog')
     (tmp_path / 'dog' / 'dog_10.png').unlink()
     with pytest.warns(UserWarning, match='1 of 8'): dls = image_folders(tmp_path, on_error='skip')
     assert dls.classes == ['cat', 'eel'] and len(dls.files) == 7

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from finetune_teach.engine import picture_checks
-from finetune_teach.engine.picture_checks import class_imbalance, same_pictures, similar_class_names
+from finetune_teach.engine.picture_checks import (
+    check_classes, class_imbalance, gap_names, rare_classes, same_pictures, similar_class_names)
 from finetune_teach.pictures import ImageLoader, ImageLoaders, drawn_pets, image_files, image_folders
 from picture_files import make_folder, red, saved, says, warned
 
@@ -26,10 +27,24 @@ def test_one_class_only(tmp_path):
 
 def test_single_pictures(pets):
     make_folder(pets, dict(ant=1, bee=1))
-    says(image_folders, pets, match=['one picture of ant, bee', 'leave the class out', str(pets)])
-    says(image_files, pets, lambda p: p.parent.name, match=['ant, bee', 'other paths'])
+    wanted = ['one picture in 2 of 5 classes:\n  ant, bee\n', 'min_per_class=2', "single='train'", str(pets)]
+    says(image_folders, pets, match=wanted)
+    assert 'different labels' not in says(image_files, pets, lambda p: p.parent.name, match=wanted)
     paths = [p for p in pets.rglob('*.png') if p.parent.name not in ('ant', 'bee')]
     assert len(image_files(paths, lambda p: p.parent.name).classes) == 3
+
+
+def test_all_single_classes_are_named_on_lines_that_are_not_too_long():
+    for n, more in ((50, False), (60, True)):
+        text = says(check_classes, ['x', 'x', *(f'species number {i}' for i in range(n))], None, 'pets')
+        assert all(len(line) < 100 for line in text.splitlines() if line.startswith('  ')) and ('10 more' in text) == more
+        assert 'species number 12,' in ' '.join(text.split())
+
+
+def test_a_label_for_each_picture_is_doubted(pets):
+    text = says(image_files, pets, lambda path: path.stem, match=['Of 37 pictures 37 have different labels', 'Is this label'])
+    assert 'regression' in text
+    says(image_files, pets, lambda path: path.stat().st_ino, match='Is this number')
 
 
 OPTIONS = [dict(size=0), dict(size=-5), dict(size=64.5), dict(size='64'), dict(batch_size=0),
@@ -37,7 +52,8 @@ OPTIONS = [dict(size=0), dict(size=-5), dict(size=64.5), dict(size='64'), dict(b
            dict(valid_pct=20), dict(valid_pct='a'), dict(min_scale=0), dict(min_scale=2),
            dict(min_scale=None), dict(on_error='ignore'), dict(on_error=None), dict(mean=.5),
            dict(mean=(1, 2)), dict(std=(1, 2, 0)), dict(std='abc'), dict(memory=-1),
-           dict(memory=None), dict(memory='1 GB'), dict(memory=float('nan'))]
+           dict(memory=None), dict(memory='1 GB'), dict(memory=float('nan')),
+           dict(min_per_class=0), dict(min_per_class='2'), dict(min_per_class=True), dict(single='keep'), dict(single=None)]
 
 
 @pytest.mark.parametrize('options', OPTIONS, ids=str)
@@ -136,9 +152,21 @@ def test_names_that_look_alike(tmp_path, one, two):
     dls, said = warned(image_folders, tmp_path / 'pets')
     first, second = sorted([one, two])
     assert len(dls.classes) == 3 and said == [
-        f'{tmp_path / "pets"}: names of classes that differ only in capital letters, spaces or in how accents are '
-        f'stored: {first!a} and {second!a}. If they are one class, give them one name; if they are meant to differ, '
+        f'{tmp_path / "pets"}: names of classes that differ only in capital letters, spaces, zeros before a number or in how '
+        f'accents are stored: {first!a} and {second!a}. If they are one class, give them one name; if they are meant to differ, '
         'all is well']
+
+
+def test_numbers_that_are_equal_and_names_of_gaps():
+    assert "'01' and '1', '2' and '2.0'" in similar_class_names(['1', '01', '2', '2.0', '10', '11', '110'], 'x')
+    assert not similar_class_names([str(k) for k in range(200)], 'x')
+    assert 'NaN 2, none 1 pictures' in gap_names(['NaN', 'none', 'NaN', 'cat'], 'x') and not gap_names(['nano', 'nun'], 'x')
+
+
+def test_rare_classes_are_listed():
+    rare, text = rare_classes(['a'] * 3 + ['b'] * 2 + ['c'], 3, 'pets')
+    assert rare == {'b', 'c'} and text == 'pets: min_per_class=3 leaves out 3 of 6 pictures, in 2 of 3 classes:\n  b, c'
+    assert rare_classes(['a'], 1, 'pets') == (set(), None)
 
 
 def test_letters_may_be_meant():
