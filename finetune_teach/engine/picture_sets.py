@@ -10,13 +10,14 @@ from functools import partial
 
 import torch
 
+from .decoding import check_preparation
 from .folders import number_classes, random_split
 from .loaders import (
     IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders, UnreadLoaders)
 from .messages import printable, warn
 from .picture_checks import (
     check_classes, check_options, class_imbalance, similar_class_names)
-from .store import PictureStore, StoredPictures
+from .store import PictureStore, Preparation, StoredPictures
 
 # %% ../../nbs/engine/picture_sets.ipynb #327b5e6d
 def picture_loaders(files: list,               # paths
@@ -26,32 +27,37 @@ def picture_loaders(files: list,               # paths
                     *, size: int | None = None, # this and all that follow: as in `image_folders`
                     batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42,
                     flip: bool = True, min_scale: float = 1.0, mean=None, std=None,
-                    on_error: str = 'raise', memory: float = 1.0) -> ImageLoaders:
+                    on_error: str = 'raise', memory: float = 1.0, resize=None,
+                    value_range=None, max_pixels: int | None = None) -> ImageLoaders:
     "Return the loaders of picture files whose classes are known."
     check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory)
-    where, store, sound = printable(where), PictureStore(files, memory), True
+    check_preparation(resize, value_range, max_pixels)
+    value_range = None if value_range is None else tuple(float(v) for v in value_range)
+    where, sound = printable(where), True
+    store = PictureStore(files, memory, max_pixels, crop_is_news=resize is None)
+    how = Preparation(size, resize, value_range)
     try:
         check_classes(labels, is_valid, where)
     except ValueError:
         if on_error == 'raise':
-            store.require(size or 64)  # unreadable files may be the cause: tell them first
+            store.require(Preparation(size or 64, resize or 'crop', value_range))  # unreadable files may be the cause: tell them first
             raise
         sound = False
     split = partial(_split_of, valid_pct, seed)
-    make = partial(_loaders_of, store, where, batch_size, size, mean, std,
+    make = partial(_loaders_of, store, where, batch_size, how, mean, std,
                    dict(shuffle=True, flip=flip, min_scale=min_scale))
     is_valid = None if is_valid is None else torch.as_tensor(is_valid, dtype=torch.bool)
     if on_error == 'raise':
         return make(torch.arange(len(files)), labels,
                     split(labels) if is_valid is None else is_valid)
-    unread = UnreadLoaders(make, store, labels, is_valid, split, size, where)
+    unread = UnreadLoaders(make, store, labels, is_valid, split, how, where)
     return unread if sound and size is None else unread.read(64)
 
 def _split_of(valid_pct: float, seed: int, labels: list[str]) -> torch.Tensor: # bool N
     "Return which pictures are for validation."
     return random_split(number_classes(labels)[1], valid_pct, seed)
 
-def _loaders_of(store, where, batch_size, size, mean, std, augmentation, places, labels, is_valid,
+def _loaders_of(store, where, batch_size, how, mean, std, augmentation, places, labels, is_valid,
                 skipped=()) -> ImageLoaders:
     "Return the loaders of some places in a store."
     mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
@@ -60,8 +66,10 @@ def _loaders_of(store, where, batch_size, size, mean, std, augmentation, places,
     warn(class_imbalance(labels, where))
     def loader(part, **more):
         at = places[part]
-        return ImageLoader(StoredPictures(store, at, size or 64), y[part], batch_size,
-                           mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD,
-                           files=[store.files[i] for i in at.tolist()], **more)
+        pictures = StoredPictures(store, at, how.size or 64, how.resize or 'crop', how.value_range)
+        return ImageLoader(pictures, y[part], batch_size, mean=mean or IMAGENET_MEAN,
+                           std=std or IMAGENET_STD, files=[store.files[i] for i in at.tolist()],
+                           requested=how._asdict() | dict(mean=mean, std=std), **more)
     train, valid = loader(~is_valid, **augmentation), loader(is_valid)
-    return ImageLoaders(train, valid, classes, skipped, size, mean, std, where)
+    return ImageLoaders(train, valid, classes, skipped, how.size, mean, std, where, how.resize,
+                        how.value_range)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune_teach.engine import store
-from finetune_teach.engine.decoding import load_picture
+from finetune_teach.engine.decoding import load_file, load_picture
 from finetune_teach.engine.loaders import IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders
 from finetune_teach.pictures import drawn_pets, image_folders
 from picture_files import assert_same_batches, break_files, make_folder, says, warned
@@ -79,7 +79,7 @@ def test_loaders_of_ones_own_tensors():
 @pytest.fixture
 def decoded(monkeypatch):
     seen = []
-    monkeypatch.setattr(store, 'load_picture', lambda path, size: (seen.append(size), load_picture(path, size))[1])
+    monkeypatch.setattr(store, 'load_file', lambda path, size, *more: (seen.append(size), load_file(path, size, *more))[1])
     return seen
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from finetune_teach.engine import store as store_module
-from finetune_teach.engine.decoding import load_picture
-from finetune_teach.engine.store import PictureStore, StoredPictures, _InMemory, _OnDisk
+from finetune_teach.engine.decoding import load_file, load_picture
+from finetune_teach.engine.store import PictureStore, Preparation, StoredPictures, _InMemory, _OnDisk
 from finetune_teach.pictures import image_folders
 from picture_files import all_batches, assert_same_batches, make_folder, says, scene
 
@@ -32,12 +32,12 @@ def pets(tmp_path): return make_folder(tmp_path / 'pets', dict(cat=10, dog=25, e
 def decoded(monkeypatch):
     "Which file was decoded at which size, in order."
     seen = []
-    monkeypatch.setattr(store_module, 'load_picture',
-                        lambda path, size: (seen.append((path, size)), load_picture(path, size))[1])
+    monkeypatch.setattr(store_module, 'load_file',
+                        lambda path, size, *more: (seen.append((path, size)), load_file(path, size, *more))[1])
     return seen
 
 
-def kinds(dls): return {size: type(kept) for size, kept in dls.train.pictures.store.sizes.items()}
+def kinds(dls): return {how.size: type(kept) for how, kept in dls.train.pictures.store.sizes.items()}
 
 
 def stored(files, memory=1., size=16):
@@ -95,7 +95,7 @@ def test_stored_pictures_answer_like_a_tensor(pets, memory):
     assert torch.equal(lazy[0], tensor[0])  # what was given away is a copy
     for again in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
         assert torch.equal(again[:], tensor) and again.store is not lazy.store and again.key() != lazy.key()
-    assert lazy.key() == stored_again(lazy).key() != lazy.resized(8).key()
+    assert lazy.key() == stored_again(lazy).key() != lazy.prepared(8).key()
 
 
 def stored_again(pictures): return StoredPictures(pictures.store, pictures.at.clone(), pictures.size)
@@ -146,13 +146,13 @@ def test_unreadable_files_are_named_together_until_they_are_repaired(pets, decod
 def test_an_interrupt_does_no_harm(pets, monkeypatch, memory):
     files = image_folders(pets).files
     lazy, calls = stored(files, memory), []
-    def interrupted(path, size):
+    def interrupted(path, *how):
         calls.append(path)
         if len(calls) == 20: raise KeyboardInterrupt
-        return load_picture(path, size)
-    monkeypatch.setattr(store_module, 'load_picture', interrupted)
+        return load_file(path, *how)
+    monkeypatch.setattr(store_module, 'load_file', interrupted)
     with pytest.raises(KeyboardInterrupt): lazy[:]
-    done = int(lazy.store.sizes[16].decoded.sum())
+    done = int(lazy.store.sizes[Preparation(16)].decoded.sum())
     assert done < 37 and torch.equal(lazy[:], torch.stack([load_picture(file, 16) for file in files]))
 
 
@@ -172,7 +172,7 @@ def test_temporary_file_goes_with_its_last_user(pets, tmp_path, monkeypatch):
     def walk():
         dls = image_folders(pets, memory=0)
         list(dls.train)
-        files.append(dls.train.pictures.store.sizes[64].file)
+        files.append(dls.train.pictures.store.sizes[Preparation(64)].file)
         return dls.valid
     used = walk()
     gc.collect()
@@ -192,7 +192,7 @@ def test_full_disk(pets, monkeypatch):
     lazy = image_folders(pets, memory=0).train.pictures
     full = type('Full', (), dict(seek=lambda *a: 0, write=lambda self, data: 5, close=lambda self: None))
     with monkeypatch.context() as patch:
-        patch.setattr(lazy.store.kept(64), 'file', full())
+        patch.setattr(lazy.store.kept(Preparation(64)), 'file', full())
         says(lambda: lazy[:4], error=OSError, match=['no space', tempfile.gettempdir()])
     assert torch.equal(lazy[:1][0], load_picture(lazy.store.files[lazy.at[0]], 64))  # nothing half done
     usage = shutil.disk_usage(tempfile.gettempdir())._replace(free=10**5)
