@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESIZES', 'PAD_COLOUR', 'FORMATS', 'Refused', 'usual_range', 'to_8bit', 'as_array', 'as_image', 'to_rgb', 'to_square',
-           'most_pixels', 'open_file', 'open_image', 'check_pixels', 'why_unreadable', 'is_wide', 'wide_numbers',
-           'Loaded', 'Unscaled', 'load_file', 'number_range', 'check_preparation', 'doubts', 'load_picture']
+           'most_pixels', 'open_file', 'open_image', 'pixels_allowed', 'check_pixels', 'why_unreadable', 'is_wide',
+           'wide_numbers', 'Loaded', 'Unscaled', 'load_file', 'number_range', 'check_preparation', 'doubts',
+           'load_picture']
 
 # %% ../../nbs/engine/decoding.ipynb #22ec41e1
 import errno
@@ -13,9 +14,9 @@ import io
 import math
 import os
 import stat
-import struct
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -154,33 +155,43 @@ def open_file(path: Path, max_pixels: int | None = None) -> io.BufferedReader:
 # %% ../../nbs/engine/decoding.ipynb #66224179
 FORMATS = 'JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'HEIF'
 
-def _open_as(file: io.BufferedReader, kind: str, start: bytes) -> Image.Image | None:
-    "Return the image if the file is of this kind; `Image.open` without its fixed limit of pixels."
-    read, accepts = Image.OPEN[kind]
-    try:
-        suits = accepts(start) if accepts else True
-        if not suits or isinstance(suits, str):  # text says why it cannot be read
-            return None
-        file.seek(0)
-        return read(file, '')
-    except (SyntaxError, IndexError, TypeError, struct.error):
-        return None
-
 def open_image(file: io.BufferedReader) -> Image.Image:
     "Return a PIL image of an open file, not decoded yet."
-    start = file.read(16)
     for prepare in (Image.preinit, Image.init): # the few common kinds, which is quick; all kinds
         prepare()
-        for kind in FORMATS:
-            image = _open_as(file, kind, start) if kind in Image.OPEN else None
-            if image:
-                return image
-    if start[:4] in (b'II*\0', b'MM\0*'):
+        try:
+            return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        except UnidentifiedImageError:
+            file.seek(0)
+    if file.read(4) in (b'II*\0', b'MM\0*'):
         raise Refused('a TIFF that is damaged, or of a kind that is not read (64 bits for each'
                       ' number, for instance); copy it again, or save it with 8 or 16 bits')
     raise UnidentifiedImageError
 
 # %% ../../nbs/engine/decoding.ipynb #94d719b7
+_readers = {} # for each process: a lock, the limits of those who read now, and Pillow's own
+
+@contextmanager
+def pixels_allowed(max_pixels: int | None) -> Iterator[None]:
+    "Let Pillow read pictures of so many pixels meanwhile; None: of as many as usual."
+    if max_pixels is None:
+        yield
+        return
+    lock, now, usual = _readers.setdefault(os.getpid(), (Lock(), [], []))
+    def set_limit():
+        Image.MAX_IMAGE_PIXELS = max(now + usual) if usual[0] else None
+    with lock:
+        usual[:] = usual or [Image.MAX_IMAGE_PIXELS]
+        now.append(max_pixels)
+        set_limit()
+    try:
+        yield
+    finally:
+        with lock:
+            now.remove(max_pixels)
+            set_limit()
+            usual[:] = usual if now else []
+
 def check_pixels(image: Image.Image, file: io.BufferedReader,
                  max_pixels: int | None = None) -> int: # pixels
     "Raise Refused for a picture that would take absurd memory or time; nothing is decoded yet."
@@ -213,9 +224,9 @@ def why_unreadable(error: Exception) -> str:
             return ('not a picture, damaged at its beginning, or of a kind that is not read: JPEG,'
                     ' PNG, GIF, BMP, WebP, TIFF, PPM, AVIF, JPEG 2000 are; copy it again, or save'
                     " others (iPhone's HEIC) as JPEG")
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning(): # while it is read
-            return ('too large: it has more pixels than Pillow allows for its kind; save it'
-                    ' smaller, leave it out, or raise PIL.Image.MAX_IMAGE_PIXELS')
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning(): # Pillow's own
+            return (f'too large: {printable(error).partition(",")[0]}; save it smaller, leave it'
+                    ' out, or allow load_picture or image_folders more with a larger max_pixels=')
         case PermissionError():
             return f'{error.strerror}: you may not read it; change its permissions, or leave it out'
         case OSError(errno=errno.EMFILE | errno.ENFILE):
@@ -247,8 +258,8 @@ def is_wide(image: Image.Image) -> bool:
 
 def _read_as(image: Image.Image, raw: str) -> np.ndarray:
     "Return the pixels of an image that is just opened, read in a way of Pillow's."
-    image.tile = [(name, box, at, (raw, *more[1:]) if isinstance(more, tuple) else raw)
-                  for name, box, at, more in image.tile]
+    image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+                  for tile in image.tile]
     return np.asarray(ImageOps.exif_transpose(image))
 
 def wide_numbers(image: Image.Image, file: io.BufferedReader) -> np.ndarray:
@@ -294,7 +305,7 @@ def _turn_taken(pixels: int):
 
 def _decode(path: Path, size: int, resize: str, value_range, max_pixels, usual: bool) -> Loaded:
     "Return the picture in a file."
-    with open_file(path, max_pixels) as file:
+    with open_file(path, max_pixels) as file, pixels_allowed(max_pixels):
         image = open_image(file)
         pixels, wide = check_pixels(image, file, max_pixels), is_wide(image)
         if wide and value_range is None and not usual:
@@ -326,7 +337,7 @@ _EIGHT_BITS = b'\xff\xd8', b'GIF8', b'BM', b'RIFF' # how JPEG, GIF, BMP and WebP
 def number_range(path: Path, max_pixels=None) -> tuple[float, float] | None:
     "Return the least and largest number in a file of more than 8 bits; None for all other files."
     try:
-        with open_file(path, max_pixels) as file:
+        with open_file(path, max_pixels) as file, pixels_allowed(max_pixels):
             start = file.peek(26)[:26]
             if start.startswith(_EIGHT_BITS) or start[:4] == b'\x89PNG' and start[24:25] != b'\x10':
                 return None
