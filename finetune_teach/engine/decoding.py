@@ -13,6 +13,7 @@ import errno
 import io
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -192,15 +193,19 @@ def pixels_allowed(max_pixels: int | None) -> Iterator[None]:
             set_limit()
             usual[:] = usual if now else []
 
+def _too_large(size: str, max_pixels: int | None, wanted) -> str:
+    "Return the message about a picture of more pixels than are allowed."
+    return (f'too large: {size} pixels; more than {most_pixels(max_pixels):,} in all are not'
+            ' decoded, as they may fill the memory; save it smaller, leave it out, or allow'
+            f' load_picture or image_folders more with max_pixels={wanted}')
+
 def check_pixels(image: Image.Image, file: io.BufferedReader,
                  max_pixels: int | None = None) -> int: # pixels
     "Raise Refused for a picture that would take absurd memory or time; nothing is decoded yet."
     pixels, most, size = math.prod(image.size), most_pixels(max_pixels), '{:,} x {:,}'
     size = size.format(*image.size)
     if pixels > most:
-        raise Refused(f'too large: {size} pixels; more than {most:,} in all are not decoded, as'
-                      ' they may fill the memory; save it smaller, leave it out, or allow'
-                      f' load_picture or image_folders more with max_pixels={pixels}')
+        raise Refused(_too_large(size, max_pixels, pixels))
     if max(image.size) > 65_535:
         raise Refused(f'too large: {size} pixels; more than 65,535 on a side are not decoded; save'
                       ' it smaller, or leave it out')
@@ -215,7 +220,7 @@ def check_pixels(image: Image.Image, file: io.BufferedReader,
     return pixels
 
 # %% ../../nbs/engine/decoding.ipynb #97205bb4
-def why_unreadable(error: Exception) -> str:
+def why_unreadable(error: Exception, max_pixels: int | None = None) -> str:
     "Return errors of Pillow and the system in words that say what to do."
     match error:
         case Refused():
@@ -225,8 +230,9 @@ def why_unreadable(error: Exception) -> str:
                     ' PNG, GIF, BMP, WebP, TIFF, PPM, AVIF, JPEG 2000 are; copy it again, or save'
                     " others (iPhone's HEIC) as JPEG")
         case Image.DecompressionBombError() | Image.DecompressionBombWarning(): # Pillow's own
-            return (f'too large: {printable(error).partition(",")[0]}; save it smaller, leave it'
-                    ' out, or allow load_picture or image_folders more with a larger max_pixels=')
+            pixels = re.search(r'\((\d+) pixels', str(error))
+            return _too_large('many' if pixels is None else f'{int(pixels[1]):,}', max_pixels,
+                              'a larger number' if pixels is None else pixels[1])
         case PermissionError():
             return f'{error.strerror}: you may not read it; change its permissions, or leave it out'
         case OSError(errno=errno.EMFILE | errno.ENFILE):
@@ -329,7 +335,7 @@ def load_file(path: Path, size: int, resize: str = 'crop', value_range=None, max
         why = 'a link that leads nowhere; remove it' if path.is_symlink() else 'no such file'
         raise FileNotFoundError(f'{printable(path)}: {why}') from None
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise ValueError(f'{printable(path)}: {why_unreadable(error)}') from error
+        raise ValueError(f'{printable(path)}: {why_unreadable(error, max_pixels)}') from error
 
 # %% ../../nbs/engine/decoding.ipynb #7d1f0a14
 _EIGHT_BITS = b'\xff\xd8', b'GIF8', b'BM', b'RIFF' # how JPEG, GIF, BMP and WebP begin
@@ -376,7 +382,7 @@ def doubts(loaded: Loaded, value_range) -> str | None:
     if loaded.outside > .01:
         return ('more than a hundredth of the numbers of a picture lie outside of value_range='
                 f'{short(value_range)}, and were cut off there')
-    if loaded.picture.max() < 16:
+    if loaded.picture.max() <= 16:  # as 12 bits of 16 are
         return ('a picture came out nearly black. If it has 16 bits and uses fewer of them, or has'
                 ' other numbers than is usual, say which are black and white, for instance with'
                 ' value_range=(0, 4095)')

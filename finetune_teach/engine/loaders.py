@@ -57,8 +57,9 @@ class ImageLoader(SpecLoader):
         return math.ceil(len(self.labels) / self.batch_size)
 
     size = property(lambda self: self.pictures.shape[-1])
-    resize = property(lambda self: getattr(self.pictures, 'resize', 'crop'))
-    value_range = property(lambda self: getattr(self.pictures, 'value_range', None))
+    stored = property(lambda self: isinstance(self.pictures, StoredPictures)) # not a tensor
+    resize = property(lambda self: self.pictures.resize if self.stored else 'crop')
+    value_range = property(lambda self: self.pictures.value_range if self.stored else None)
 
     def __repr__(self):
         n, _, height, width = self.pictures.shape
@@ -94,7 +95,7 @@ class ImageLoader(SpecLoader):
         asked = {k: v for k, v in self.requested.items() if v is not None}
         new = {k: asked.get(k, v) for k, v in wanted.items()}
         pictures = self.pictures
-        if isinstance(pictures, StoredPictures):
+        if self.stored:
             pictures = pictures.prepared(new['size'], new['resize'], new['value_range'])
         return replace(self, pictures=pictures, mean=new['mean'] or self.mean,
                        std=new['std'] or self.std, device=device or self.device)
@@ -118,8 +119,8 @@ class ImageLoaders:
             self.compare_files()
 
     size = property(lambda self: self.train.pictures.shape[-1])
-    resize = property(lambda self: getattr(self.train.pictures, 'resize', 'crop'))
-    value_range = property(lambda self: getattr(self.train.pictures, 'value_range', None))
+    resize = property(lambda self: self.train.resize)
+    value_range = property(lambda self: self.train.value_range)
     mean = property(lambda self: self.train.mean)
     std = property(lambda self: self.train.std)
     device = property(lambda self: self.train.device)

@@ -59,7 +59,7 @@ def _tone(looks: list[Look], scale) -> str | None:
     how, some = found
     advice = ('Look at them with .show_batch(); a network sees no more than you. If they are so in'
               ' a picture viewer, too, save them with more contrast, or look for the right files;'
-              ' thin lines want a larger size=')
+              ' thin lines and small spots want a larger size=')
     if wide:
         advice = (f'Their numbers are drawn from value_range={short(scale)}, black to white. If'
                   ' some file has numbers far from the others, or the range is not the right one,'

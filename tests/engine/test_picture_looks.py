@@ -117,7 +117,7 @@ def test_few_levels(tmp_path, dogs):
     said, _ = said_of(tmp_path, value_range=(3000, 1e6))
     assert said[0].startswith('20 of 20') and 'nearly black' in said[0] and 'outside of value_range=(3000.0, 1000000.0)' in said[-1]
     root = folder(tmp_path / 'steep', [sixteen(dog.point(lambda v: v // 100), 2000) for dog in dogs])
-    said, _ = said_of(root, value_range=(0, 12_000))
+    said, _ = said_of(root, 80, value_range=(0, 12_000))
     assert 'only a few levels of grey' in said[0]
     assert not said_of(root)[0], 'the scale of the set suits it'
 
