@@ -177,9 +177,12 @@ class Learner:
         if done and self.show and world().rank == 0:
             print(f'{self.checkpoint.path.name}: {done} of {n_epoch} epochs were done before.')
         if done < n_epoch:
-            fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
-                self.metrics, self.recorder, self.seed, self.show, callbacks, done,
-                self.precision, self.cache)
+            try:
+                fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
+                    self.metrics, self.recorder, self.seed, self.show, callbacks, done,
+                    self.precision, self.cache)
+            finally: # now the pictures have been seen, and their black and white are known
+                self.describe(trained_with=self.dls)
             warn(mirror_trouble(self.model, self.dls, self.recorder.answers[-1]))
 
     def fine_tune(self, epochs: int, base_lr: float = 2e-3, freeze_epochs: int = 1,

@@ -67,6 +67,9 @@ def image_folders(path,                       # a folder with a folder of pictur
                   mean=None, std=None,        # three numbers each; None: what the network wants
                   on_error: str = 'raise',    # 'skip' leaves unreadable files out, with a warning
                   memory: float = 1.0,        # GB of pictures to keep in memory; more go to disk
+                  resize: str | None = None,  # 'crop', 'squeeze', 'pad'; None: 'crop', or as wanted
+                  value_range=None,           # (black, white) of more than 8 bits; None: of the set
+                  max_pixels: int | None = None, # in a file; None: `PIL.Image.MAX_IMAGE_PIXELS`
                  ) -> ImageLoaders:
     """Load pictures that lie in one folder per class; the folders' names are the classes.
 
@@ -88,7 +91,8 @@ def image_folders(path,                       # a folder with a folder of pictur
                            size=size, batch_size=batch_size, valid_pct=valid_pct, seed=seed,
                            is_valid=is_valid, groups=groups, min_per_class=min_per_class,
                            single=single, flip=flip, min_scale=min_scale, mean=mean, std=std,
-                           on_error=on_error, memory=memory)
+                           on_error=on_error, memory=memory, resize=resize,
+                           value_range=value_range, max_pixels=max_pixels)
 
 # %% ../nbs/00_pictures.ipynb #a47c6138
 def image_files(paths,                   # paths, or a folder (with all folders in it)

@@ -281,9 +281,9 @@ def fetched(place, content=None, cut=None, **options):
             server.shutdown()
 
 
-def giant(place):
-    "The first bytes of a PNG of 20,000 x 20,000 pixels."
-    about = b'IHDR' + struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
+def giant(place, side=20_000):
+    "The first bytes of a PNG of 20,000 x 20,000 pixels, or of others."
+    about = b'IHDR' + struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
     start = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + about + struct.pack('>I', zlib.crc32(about))
     return file(place, 'a.png', start + struct.pack('>I', 9) + b'IDAT')
 
@@ -291,6 +291,29 @@ def giant(place):
 def many_scans(place):
     Image.new('RGB', (64, 64)).save(place / 'a.jpg', progressive=True)
     return file(place, 'a.jpg', (place / 'a.jpg').read_bytes() + 9999 * b'\xff\xda')
+
+
+def long_row(place):
+    Image.new('1', (70_000, 1)).save(place / 'a.png')
+    return place / 'a.png'
+
+
+def link_to_folder(place):
+    (place / 'link').symlink_to(place)
+    return place / 'link'
+
+
+def wide_photos(place):
+    for i in range(8):
+        (place / 'ab'[i % 2]).mkdir(exist_ok=True)
+        Image.effect_noise((90, 30), 20 + i).save(place / 'ab'[i % 2] / f'{i}.png')
+    return place
+
+
+def dark_photos(place):
+    for path in wide_photos(place).rglob('*.png'):
+        Image.open(path).crop((0, 0, 30, 30)).point(lambda v: v // 16).save(path)
+    return place
 
 
 def long_file(place):
@@ -422,6 +445,23 @@ def pictures(): # with engine.decoding, folders, picture_checks, loaders and sto
         ('load_picture of an array of five numbers', 'ndarray 5', lambda p: load_picture(np.zeros(5), 8)),
         ('load_picture of a list', 'list', lambda p: load_picture([], 8)),
         ('load_picture(..., size=0)', 'size=0', lambda p: load_picture('a.jpg', 0)),
+        ("load_picture(..., resize='fit')", "resize='fit'", lambda p: load_picture('a.jpg', 8, resize='fit')),
+        ("load_picture(..., resize=None)", 'resize=None', lambda p: load_picture('a.jpg', 8, resize=None)),
+        ('load_picture(..., value_range=(5, 5))', 'value_range=(5, 5)', lambda p: load_picture('a.jpg', 8, value_range=(5, 5))),
+        ('load_picture(..., max_pixels=0)', 'max_pixels=0', lambda p: load_picture('a.jpg', 8, max_pixels=0)),
+        ('load_picture of numbers from -1 to 1', 'from -1 to 1', lambda p: load_picture(np.array([[-1., 1]]), 8)),
+        ('load_picture of 12 bits, without their range', 'nearly black', lambda p: load_picture(np.full((9, 9), 4000, np.uint16), 8)),
+        ('load_picture of 12 bits, with too small a range', 'value_range=(0.0, 255.0)',
+         lambda p: load_picture(np.full((9, 9), 4000, np.uint16), 8, value_range=(0, 255))),
+        ('load_picture of 8 bits, with a range', 'does nothing', lambda p: load_picture(Image.new('L', (9, 9), 99), 8, value_range=(0, 9))),
+        ('load_picture of 9,500 x 9,500 pixels', 'max_pixels=90250000', lambda p: load_picture(giant(p, 9500), 8)),
+        ('load_picture of 70,000 x 1 pixels', '65,535 on a side', lambda p: load_picture(long_row(p), 8)),
+        ('load_picture of a TIFF of a kind that is not read', '8 or 16 bits', lambda p: load_picture(file(p, 'a.tif', b'II*\0' + bytes(9)), 8)),
+        ('load_picture of a link to a folder', 'link', lambda p: load_picture(link_to_folder(p), 8)),
+        ('image_folders of black pictures', 'nearly black', lambda p: read(image_folders(dark_photos(p)))),
+        ('image_folders of pictures of 90 x 30 pixels', '67%', lambda p: read(image_folders(wide_photos(p)))),
+        ("image_folders(..., value_range=(0, 4095)) of files of 8 bits", 'value_range=(0.0, 4095.0)',
+         lambda p: read(image_folders(wide_photos(p), value_range=(0, 4095), resize='pad'))),
         ('load_picture of a file that is not there', 'a.jpg', lambda p: load_picture(p / 'a.jpg', 8)),
         ('load_picture of a folder', 'PLACE', lambda p: load_picture(p, 8)),
         ('load_picture of a named pipe', 'PLACE/a.jpg', lambda p: load_picture(pipe(p), 8)),

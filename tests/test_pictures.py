@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune_teach.engine import store
 from finetune_teach.engine.batches import BatchSpec
-from finetune_teach.engine.decoding import load_picture
+from finetune_teach.engine.decoding import load_file, load_picture
 from finetune_teach.engine.drawing import draw_pet
 from finetune_teach.pictures import ImageLoader, denormalise, drawn_pets, image_files, image_folders
 from picture_files import make_folder, says
@@ -182,7 +182,7 @@ def test_folders(tmp_path):
 @pytest.mark.parametrize('memory', [1, 0])
 def test_eight_files_to_two_trained_networks_are_eight_decodings(tmp_path, make_learner, monkeypatch, memory):
     seen = []
-    monkeypatch.setattr(store, 'load_picture', lambda path, size: (seen.append(path), load_picture(path, size))[1])
+    monkeypatch.setattr(store, 'load_file', lambda path, *how: (seen.append(path), load_file(path, *how))[1])
     dls = image_folders(make_folder(tmp_path, dict(cat=4, dog=4)), memory=memory, batch_size=4)
     assert len(dls.train) == 2 and len(dls.train.labels) == 6 and repr(dls) and not seen
     for _ in range(2):

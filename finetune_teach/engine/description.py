@@ -23,7 +23,10 @@ from .weights import find_builder, find_weights
 # %% ../../nbs/engine/description.ipynb #2ab7562e
 def describe_pictures(dls) -> dict:
     "Return classes and preprocessing, as far as the loaders tell; `predict` needs them."
-    found = {key: getattr(dls, key, None) for key in ('classes', *PREPROCESSING)}
+    names = {key: key for key in PREPROCESSING}
+    if hasattr(dls, 'known_range'): # asking for `value_range` would open all files
+        names['value_range'] = 'known_range'
+    found = {key: getattr(dls, name, None) for key, name in names.items()}
     found['classes'] = class_names(dls) or class_names(getattr(dls, 'train', None))
     found = {key: value for key, value in found.items() if value is not None}
     return json.loads(json.dumps(found)) # as it will come back from a file: lists, no tuples

@@ -21,7 +21,7 @@ from .messages import printable, warn
 from .modules import checksum
 from .picture_checks import duplicates, same_places
 from .plots import show_pictures
-from .store import PictureStore, StoredPictures, unreadable
+from .store import PictureStore, Preparation, StoredPictures, unreadable
 
 # %% ../../nbs/engine/loaders.ipynb #816d1087
 IMAGENET_MEAN = 0.485, 0.456, 0.406  # of red, green and blue over all of ImageNet, on a scale 0..1
@@ -42,17 +42,27 @@ class ImageLoader(SpecLoader):
     device: torch.device = 'cpu'  # where batches are made
     files: list | None = None     # where the pictures came from
     classes: list | None = None   # names: label 0 is the first
+    requested: dict | None = None # what the user asked for of what a network may set, by name
 
     def __post_init__(self):
         n, n_labels, n_files = map(len, (self.pictures, self.labels, self.files or self.labels))
         if not n == n_labels == n_files or n == 0:
             raise ValueError(f'{n} pictures, {n_labels} labels, {n_files} files: must be as many')
+        if self.requested is None:
+            given = dict(mean=(self.mean, IMAGENET_MEAN), std=(self.std, IMAGENET_STD))
+            self.requested = {k: now for k, (now, usual) in given.items() if now != usual}
         self.device = torch.device(self.device)
         mean, std = torch.tensor([self.mean, self.std], device=self.device).view(2, 1, 3, 1, 1)
         self.shift, self.scale = 255 * mean, 255 * std
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
+
+    size = property(lambda self: self.pictures.shape[-1])
+    stored = property(lambda self: isinstance(self.pictures, StoredPictures)) # not a tensor
+    resize = property(lambda self: self.pictures.resize if self.stored else 'crop')
+    value_range = property(lambda self: self.pictures.value_range if self.stored else None)
+    known_range = property(lambda self: self.pictures.known_range if self.stored else None)
 
     def __repr__(self):
         n, _, height, width = self.pictures.shape
@@ -81,6 +91,18 @@ class ImageLoader(SpecLoader):
         key = checksum({'pictures': self.pictures}) if own else self.pictures.key()
         return f'{key} {self.mean} {self.std}'
 
+    def with_preprocessing(self, size=None, mean=None, std=None, device=None, resize=None,
+                           value_range=None) -> 'ImageLoader':
+        "Return a copy that suits a network: sets what the user left open, shares the pictures."
+        wanted = dict(size=size, mean=mean, std=std, resize=resize, value_range=value_range)
+        asked = {k: v for k, v in self.requested.items() if v is not None}
+        new = {k: asked.get(k, v) for k, v in wanted.items()}
+        pictures = self.pictures
+        if self.stored:
+            pictures = pictures.prepared(new['size'], new['resize'], new['value_range'])
+        return replace(self, pictures=pictures, mean=new['mean'] or self.mean,
+                       std=new['std'] or self.std, device=device or self.device)
+
 # %% ../../nbs/engine/loaders.ipynb #d12b77fb
 class ImageLoaders:
     "Training and validation pictures with their classes; made by `image_folders` and its like."
@@ -89,21 +111,26 @@ class ImageLoaders:
                  valid: SpecLoader,   # as they are, to check on
                  classes: list,       # names: label 0 is the first
                  skipped=(),          # (path, reason) of files left out
-                 size=None,           # these three: what the user asked for; None: left open
+                 size=None,           # these: what the user asked for; None: left open
                  mean=None, std=None,
-                 where: str | None = None, # what to call the files in a warning of duplicates
+                 where: str | None = None,  # what to call the files in a warning of duplicates
+                 resize=None, value_range=None, # as `size`
                  test: SpecLoader | None = None, # for the very end: not used in training
                  unlabelled=(),       # files without a class, to predict
                  note: str = ''):     # for `repr`: what is unusual
         self.train, self.valid, self.classes, self.skipped = train, valid, classes, list(skipped)
-        self.test, self.unlabelled, self.note = test, list(unlabelled), note
-        self.requested, self.where = dict(size=size, mean=mean, std=std), where
-        for loader in (train, valid):
+        self.test, self.unlabelled, self.note, self.where = test, list(unlabelled), note, where
+        self.requested = dict(size=size, mean=mean, std=std, resize=resize,
+                              value_range=value_range)
+        for loader in filter(None, (train, valid, test)):
             loader.classes = classes
         if len(train.labels) + len(valid.labels) <= 2000:  # more take a while: see below
             self.compare_files()
 
     size = property(lambda self: self.train.pictures.shape[-1])
+    resize = property(lambda self: self.train.resize)
+    value_range = property(lambda self: self.train.value_range)
+    known_range = property(lambda self: self.train.known_range) # nothing is read to find out
     mean = property(lambda self: self.train.mean)
     std = property(lambda self: self.train.std)
     device = property(lambda self: self.train.device)
@@ -151,18 +178,16 @@ class ImageLoaders:
         dls.classes = list(classes)
         return dls
 
-    def with_preprocessing(self, size=None, mean=None, std=None, device=None) -> 'ImageLoaders':
+    def with_preprocessing(self, size=None, mean=None, std=None, device=None, resize=None,
+                           value_range=None) -> 'ImageLoaders':
         "Return a copy that suits a network: sets what the user left open, shares the pictures."
         self.compare_files()  # if there are many, now is the time: decoding them takes much longer
-        wanted = dict(size=size, mean=mean, std=std)
-        now = dict(size=self.size, mean=self.mean, std=self.std)
-        new = {k: next(v for v in (self.requested[k], wanted[k], now[k]) if v is not None)
-               for k in now} | {'device': device or self.device}
-        dls, size = copy.copy(self), new.pop('size')
+        wanted = dict(size=size, mean=mean, std=std, resize=resize, value_range=value_range)
+        new = {k: v if self.requested[k] is None else self.requested[k]
+               for k, v in wanted.items()}
+        dls = copy.copy(self)
         for name in ('train', 'valid', *(['test'] if self.test else [])):
-            loader = getattr(self, name)
-            resize = getattr(loader.pictures, 'resized', lambda size: loader.pictures)
-            setattr(dls, name, replace(loader, pictures=resize(size), **new))
+            setattr(dls, name, getattr(self, name).with_preprocessing(device=device, **new))
         return dls
 
 # %% ../../nbs/engine/loaders.ipynb #7c1d92e0
@@ -172,8 +197,8 @@ class UnreadLoaders(ImageLoaders):
                  make: Callable,      # of places and skipped: `ImageLoaders`
                  store: PictureStore,
                  classes: list[str],  # as far as the labels tell
-                 size: int | None):   # what the user asked for
-        self.listing, self.classes = (make, store, size), classes
+                 how: Preparation):   # as the user asked for; size None: left open
+        self.listing, self.classes = (make, store, how), classes
 
     def __repr__(self):
         return (f'ImageLoaders: {len(self.listing[1].files)} files, not read yet, '
@@ -184,10 +209,12 @@ class UnreadLoaders(ImageLoaders):
             raise AttributeError(name)
         return getattr(self.read(64), name)
 
-    def read(self, size: int) -> ImageLoaders:
+    def read(self, size: int, resize=None, value_range=None) -> ImageLoaders:
         "Decode all pictures, and become the loaders of those that can be read."
-        make, store, requested = self.listing
-        bad = store.decode(requested or size, torch.arange(len(store.files)))
+        make, store, how = self.listing
+        how = Preparation(how.size or size, how.resize or resize or 'crop',
+                          how.value_range or value_range)
+        bad = store.decode(how, torch.arange(len(store.files)))
         if bad:
             warn(unreadable(store.files, bad) + '\nThey are left out; .skipped lists them.')
         good = torch.tensor([i for i in range(len(store.files)) if i not in bad], dtype=torch.long)
@@ -195,6 +222,8 @@ class UnreadLoaders(ImageLoaders):
         self.__class__, self.__dict__ = ImageLoaders, vars(dls)
         return self
 
-    def with_preprocessing(self, size=None, mean=None, std=None, device=None) -> ImageLoaders:
+    def with_preprocessing(self, size=None, mean=None, std=None, device=None, resize=None,
+                           value_range=None) -> ImageLoaders:
         "Return a copy that suits a network, without what cannot be read."
-        return self.read(size or 64).with_preprocessing(size, mean, std, device)
+        return self.read(size or 64, resize, value_range).with_preprocessing(
+            size, mean, std, device, resize, value_range)

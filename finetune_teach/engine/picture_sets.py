@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .decoding import check_preparation
 from .description import check_preprocessing
 from .folders import existing_folder, list_class_folders
 from .labels import number_classes, ordered_classes
@@ -20,10 +21,10 @@ from .matching import match, renumber
 from .messages import printable, short, warn
 from .picture_checks import (
     check_classes, check_options, class_imbalance, gap_names, rare_classes, similar_class_names)
-from .splits import (
-    TEST, TRAIN, VALID, check_groups, group_split,
-    random_split, series_warning, told_groups, told_valid)
-from .store import PictureStore, StoredPictures
+from finetune_teach.engine.splits import (
+    TEST, TRAIN, VALID, check_groups, group_split, random_split, series_warning, told_groups,
+    told_valid)
+from .store import PictureStore, Preparation, StoredPictures
 
 # %% ../../nbs/engine/picture_sets.ipynb #pse00001
 @dataclass
@@ -36,7 +37,9 @@ class _Asked:
     where: str                    # what to call the set in messages
     chance: tuple[float, int]     # valid_pct, seed
     rare: tuple[int, str]         # min_per_class, single
-    look: tuple                   # size, mean, std
+    how: Preparation              # size None: left open
+    mean: tuple | None            # these two: None: what the network wants
+    std: tuple | None
     batch_size: int
     augmentation: dict            # of the training pictures
     about: dict = field(default_factory=dict)  # `unlabelled` and `note`
@@ -79,17 +82,20 @@ class _Asked:
         places, labels, parts, text = self.some(places)
         warn(text)
         parts = self.split(places, labels).long() if parts is None else torch.tensor(parts)
-        (size, mean, std), (classes, y) = self.look, number_classes(labels)
+        classes, y = number_classes(labels)
         for doubt in (similar_class_names, gap_names, class_imbalance):
             warn(doubt(labels, self.where))
         def loader(part, **more):
-            at = places[parts == part]
-            return ImageLoader(StoredPictures(self.store, at, size or 64), y[parts == part],
-                               self.batch_size, mean=mean or IMAGENET_MEAN,
-                               std=std or IMAGENET_STD,
-                               files=[self.store.files[i] for i in at.tolist()], **more)
+            at, how = places[parts == part], self.how
+            pictures = StoredPictures(self.store, at, how.size or 64, how.resize or 'crop',
+                                      how.value_range)
+            return ImageLoader(pictures, y[parts == part], self.batch_size,
+                               mean=self.mean or IMAGENET_MEAN, std=self.std or IMAGENET_STD,
+                               files=[self.store.files[i] for i in at.tolist()],
+                               requested=how._asdict() | dict(mean=self.mean, std=self.std), **more)
         return ImageLoaders(loader(TRAIN, **self.augmentation), loader(VALID), classes, skipped,
-                            size, mean, std, self.where,
+                            self.how.size, self.mean, self.std, self.where, self.how.resize,
+                            self.how.value_range,
                             test=loader(TEST) if (parts == TEST).any() else None, **self.about)
 
 # %% ../../nbs/engine/picture_sets.ipynb #327b5e6d
@@ -103,27 +109,33 @@ def picture_loaders(files: list,               # paths
                     batch_size: int = 32, valid_pct: float = 0.2, seed: int = 42,
                     is_valid=None, groups=None, min_per_class: int = 1, single: str = 'raise',
                     flip: bool = True, min_scale: float = 1.0, mean=None, std=None,
-                    on_error: str = 'raise', memory: float = 1.0) -> ImageLoaders:
+                    on_error: str = 'raise', memory: float = 1.0, resize=None,
+                    value_range=None, max_pixels: int | None = None) -> ImageLoaders:
     "Return the loaders of picture files whose classes are known."
     check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory,
                   min_per_class, single)
-    where, store, order = printable(where), PictureStore(files, memory), order or files
+    check_preparation(resize, value_range, max_pixels)
+    value_range = None if value_range is None else tuple(float(v) for v in value_range)
+    where, order = printable(where), order or files
+    store = PictureStore(files, memory, max_pixels, crop_is_news=resize is None)
     parts, groups = _told(files, parts, where, order, is_valid, groups)
     mean, std = (None if v is None else tuple(float(f) for f in v) for v in (mean, std))
+    how = Preparation(size, resize, value_range)
     asked = _Asked(store, labels, parts, groups, where, (valid_pct, seed), (min_per_class, single),
-                   (size, mean, std), batch_size,
+                   how, mean, std, batch_size,
                    dict(shuffle=True, flip=flip, min_scale=min_scale), about or {})
     places, sound = torch.arange(len(files)), True
     try:
         asked.check(places)
     except ValueError:
         if on_error == 'raise':
-            store.require(size or 64)  # unreadable files may be the cause: tell them first
+            # unreadable files may be the cause: tell them first
+            store.require(Preparation(size or 64, resize or 'crop', value_range))
             raise
         sound = False
     if on_error == 'raise':
         return asked.loaders(places)
-    unread = UnreadLoaders(asked.loaders, store, ordered_classes(asked.some(places)[1]), size)
+    unread = UnreadLoaders(asked.loaders, store, ordered_classes(asked.some(places)[1]), how)
     return unread if sound and size is None else unread.read(64)
 
 def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, list | None]:
@@ -139,6 +151,7 @@ def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, li
     if parts is not None and groups is not None:
         check_groups(groups, parts, where)
     return parts, groups
+
 
 # %% ../../nbs/engine/picture_sets.ipynb #664e94b1
 def labelled_files(folder) -> tuple[list, list[str]]: # files, and the name of each one's class
@@ -163,6 +176,7 @@ def labelled_pictures(pictures,          # a folder, or a loader of any kind
     files, labels = labelled_files(pictures)
     classes = description['classes']
     y = renumber(*number_classes(labels)[::-1], classes)
-    store = StoredPictures(PictureStore(files), torch.arange(len(files)), description['size'])
+    store = StoredPictures(PictureStore(files), torch.arange(len(files)), description['size'],
+                           description.get('resize', 'crop'), description.get('value_range'))
     return ImageLoader(store, y, mean=description['mean'], std=description['std'],
                        device=device or 'cpu', files=files, classes=classes)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image, features
 
 from finetune_teach.engine import decoding
-from finetune_teach.engine.decoding import load_picture, to_8bit
+from finetune_teach.engine.decoding import PAD_COLOUR, is_wide, load_picture, number_range, open_image, to_8bit, usual_range, wide_numbers
 from finetune_teach.engine.messages import printable
-from picture_files import BLUE, GREEN, RED, noise, red, saved, says, scene, unix_socket
+from picture_files import BLUE, GREEN, RED, noise, red, saved, says, scene, unix_socket, warned
 
 MODES = ['1', 'L', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV', 'LA', 'PA', 'RGBX', 'RGBa', 'La',
          'I', 'F', 'I;16', 'I;16B', 'I;16L']
@@ -103,13 +103,31 @@ def test_exif_turns(tmp_path, orientation, method):
 @pytest.mark.parametrize('values, wanted', [
     (np.array([[0, 65535]], np.uint16), [0, 255]), (np.array([[0, 257]], np.uint16), [0, 1]),
     (np.array([[0, 255]], np.int64), [0, 255]),
-    (np.array([[0, 65535]], np.int32), [0, 255]), (np.array([[0, 1e6]]), [0, 255]),
+    (np.array([[0, 65535]], np.int32), [0, 255]),
     (np.array([[0, .5, 1]]), [0, 128, 255]), (np.array([[0., 51, 255]]), [0, 51, 255]),
-    (np.array([[-1., 1]]), [0, 255]), (np.array([[False, True]]), [0, 255]),
+    (np.array([[False, True]]), [0, 255]),
     (np.array([[0, 1]], np.uint8), [0, 1]), (np.array([[np.nan, 1]]), [0, 255]),
     (np.zeros((1, 2)), [0, 0])])
 def test_number_types(values, wanted):
     assert to_8bit(values)[0].tolist() == wanted
+
+
+@pytest.mark.parametrize('values, value_range, wanted', [
+    (np.array([[0, 4095]], np.uint16), (0, 4095), [0, 255]), (np.array([[0, 4095, 9000]], np.uint16), (0, 4095), [0, 255, 255]),
+    (np.array([[-1., 0, 1]]), (-1, 1), [0, 128, 255]), (np.array([[-5, 5]], np.int16), (-10, 10), [64, 191]),
+    (np.array([[0, 1.2]], np.float32), (0, 1.2), [0, 255]), (np.array([[2**31 - 511, 2**31 - 1]], np.int32), (2**31 - 511, 2**31 - 1), [0, 255]),
+    (np.array([[2**31 - 256]], np.int32), (2**31 - 511, 2**31 - 1), [128]), (np.array([[7, 200]], np.uint8), (0, 4095), [7, 200]),
+    (np.array([[np.nan, np.inf, -np.inf]]), (10, 20), [0, 255, 0])])
+def test_a_given_scale(values, value_range, wanted): assert to_8bit(values, value_range)[0].tolist() == wanted
+
+
+@pytest.mark.parametrize('values', [np.array([[0, 1e6]]), np.array([[-1., 1]]), np.array([[0, 1.2]]), np.array([[-3., 200]]),
+                                    np.array([[-1, 5]]), np.array([[0, 70_000]])])
+def test_what_nobody_can_know_is_an_error_that_names_the_numbers(values):
+    says(to_8bit, values, match=['its numbers go from', f'{values.max():.6g}', 'value_range=(black, white)'])
+
+
+def test_rounding_does_no_harm(): assert usual_range(np.array([-1e-7, 1.0000002])) == (0, 1) and usual_range(np.array([np.nan])) == (0, 1)
 
 
 def test_arrays_and_tensors():
@@ -148,7 +166,7 @@ def test_jpeg_shortcut_is_faithful(tmp_path, size, monkeypatch):
     image = Image.fromarray(rng.integers(0, 255, (25, 32, 3), dtype=np.uint8)).resize((960, 750))
     image.save(tmp_path / 'a.jpg', quality=95)
     original = decoding.to_square
-    monkeypatch.setattr(decoding, 'to_square', lambda im, s: (seen.append(im.size), original(im, s))[1])
+    monkeypatch.setattr(decoding, 'to_square', lambda im, *how: (seen.append(im.size), original(im, *how))[1])
     quick = load_picture(tmp_path / 'a.jpg', size)
     assert min(seen[0]) >= min(size, 750)
     with Image.open(tmp_path / 'a.jpg') as full: slow = load_picture(full.convert('RGB'), size)
@@ -160,6 +178,127 @@ def test_a_picture_in_hand_is_not_changed():
     kept = image.copy()
     load_picture(image, 8)
     assert image == kept
+
+
+# ---- more than 8 bits ----
+
+def wide_png(values, colour=2):
+    "A PNG with 16 bits for each number."
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    return png(*values.shape[1::-1], 16, colour, rows)
+
+
+def wide_tiff(values, order='<'):
+    "A TIFF with 16 bits for each of three colours."
+    height, width, _ = values.shape
+    fields = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8 + 2 + 12 * 9 + 4), (259, 3, 1, 1), (262, 3, 1, 2),
+              (273, 4, 1, 8 + 2 + 12 * 9 + 4 + 6), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, values.size * 2)]
+    def entry(tag, kind, n, value):
+        return struct.pack(f'{order}HHI', tag, kind, n) + (struct.pack(f'{order}HH', value, 0) if kind == 3 and n == 1 else struct.pack(f'{order}I', value))
+    head = {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(f'{order}IH', 8, 9)
+    return (head + b''.join(entry(*f) for f in fields) + bytes(4) + struct.pack(f'{order}HHH', 16, 16, 16)
+            + values.astype(f'{order}u2').tobytes())
+
+
+def twelve_bits(shape=(5, 7, 3), seed=0): return np.random.default_rng(seed).integers(0, 4096, shape).astype(np.uint16)
+
+
+def numbers_in(path):
+    with open(path, 'rb') as file:
+        image = open_image(file)
+        return wide_numbers(image, file) if is_wide(image) else None
+
+
+@pytest.mark.parametrize('library', [False, True])
+@pytest.mark.parametrize('kind', ['png', 'png with alpha', 'tif <', 'tif >'])
+def test_all_16_bits_of_each_colour_are_read(tmp_path, monkeypatch, kind, library):
+    if library: monkeypatch.setattr('PIL.TiffImagePlugin.READ_LIBTIFF', True)  # as for packed ones
+    values = twelve_bits((5, 7, 4 if 'alpha' in kind else 3))
+    data = wide_tiff(values, kind[-1]) if 'tif' in kind else wide_png(values, 6 if 'alpha' in kind else 2)
+    (tmp_path / 'a').write_bytes(data)
+    assert (numbers_in(tmp_path / 'a') == values).all()
+    x = load_picture(tmp_path / 'a', 5, value_range=(0, 4095), resize='squeeze')
+    if 'alpha' not in kind: assert (x - load_picture(to_8bit(values, (0, 4095)), 5, resize='squeeze')).abs().max() == 0
+
+
+@pytest.mark.parametrize('white', [255, 1023, 4095, 65535])
+@pytest.mark.parametrize('plain', [False, True])
+def test_a_pgm_file_keeps_its_numbers(tmp_path, white, plain):
+    values = np.random.default_rng(0).integers(0, white + 1, (6, 8)).astype('>u2' if white > 255 else 'u1')
+    body = ' '.join(map(str, values.reshape(-1))).encode() if plain else values.tobytes()
+    (tmp_path / 'a.pgm').write_bytes(b'P%d 8 6 %d\n' % (2 if plain else 5, white) + body)
+    found = numbers_in(tmp_path / 'a.pgm')
+    assert found is None if white == 255 else (found == values).all()
+
+
+def test_a_sideways_picture_of_16_bits_is_turned(tmp_path):
+    values = np.zeros((40, 20), np.uint16)
+    values[:10] = 60_000
+    Image.fromarray(values).save(tmp_path / 'a.png', exif=turned(6))
+    assert load_picture(tmp_path / 'a.png', 20, 'squeeze')[0, 10, [0, 10, 13, 16, 19]].tolist() == [0, 0, 0, 233, 233]
+
+
+@pytest.mark.parametrize('data, wanted', [
+    (lambda: saved(Image.fromarray(np.r_[np.full(9998, 500), 3, 65535].reshape(100, 100).astype(np.uint16)), 'PNG'), (500, 500)),
+    (lambda: saved(Image.fromarray(np.linspace(-2, 3, 10_000, dtype=np.float32).reshape(100, 100)), 'TIFF'), (-1.995, 2.995)),
+    (lambda: saved(Image.fromarray(np.array([[np.nan, 1, 2, np.inf]], np.float32)), 'TIFF'), (1, 2)),
+    (lambda: saved(Image.fromarray(np.array([[-7, 9]], np.int32)), 'TIFF'), (-7, 9)),
+    (lambda: wide_png(np.full((4, 4, 4), [5, 6, 7, 65535]), 6), (5, 7)),
+    (lambda: saved(Image.fromarray(np.full((4, 4), np.nan, np.float32)), 'TIFF'), None),
+    (lambda: saved(red(), 'PNG'), None), (lambda: saved(red(), 'JPEG'), None), (lambda: saved(red(), 'TIFF'), None),
+    (lambda: b'', None), (lambda: b'no picture', None), (lambda: half(saved(noise(), 'TIFF')), None)])
+def test_the_range_of_a_file(tmp_path, data, wanted):
+    (tmp_path / 'a').write_bytes(data())
+    found = number_range(tmp_path / 'a')
+    assert found == wanted if wanted is None else np.allclose(found, wanted, atol=1e-3)
+    assert number_range(tmp_path / 'not there') is None
+
+
+def test_one_picture_that_does_not_go_with_its_scale_is_said(tmp_path):
+    values = twelve_bits((40, 40))
+    Image.fromarray(values).save(tmp_path / 'a.png')
+    for source in (tmp_path / 'a.png', values, torch.from_numpy(values.astype(np.int32)), Image.fromarray(values)):
+        assert any('nearly black' in text for text in warned(load_picture, source, 8)[1])
+        assert any('nearly black' in text for text in warned(load_picture, source, 8, value_range=(0, 2**30))[1])
+        x, said = warned(load_picture, source, 8, value_range=(0, 4095))
+        assert not said and 100 < x.float().mean() < 155
+        assert any('outside of value_range=(0.0, 2000.0)' in text for text in warned(load_picture, source, 8, value_range=[0, 2000])[1])
+    for source in (red(), np.asarray(red())):
+        assert any('does nothing to a picture of 8 bits' in text for text in warned(load_picture, source, 8, value_range=(0, 4095))[1])
+        assert not warned(load_picture, source, 8)[1]
+    assert any('nearly black' in text for text in warned(load_picture, values / 4095, 8, value_range=(0, 4095))[1])
+
+
+def test_numbers_without_a_usual_scale_in_a_file(tmp_path):
+    Image.fromarray(np.array([[0, 1.2]], np.float32)).save(tmp_path / 'a.tif')
+    says(load_picture, tmp_path / 'a.tif', 4, match=['a.tif: its numbers go from 0 to 1.2', 'value_range'])
+    assert load_picture(tmp_path / 'a.tif', 4, 'squeeze', (0, 1.2))[0, 0].tolist() == [0, 64, 191, 255]
+
+
+# ---- squares ----
+
+def test_crop_squeeze_and_pad():
+    image = Image.new('RGB', (300, 100), RED)
+    image.paste(BLUE, (100, 0, 200, 100))
+    for turn in (False, True):
+        whole = image.transpose(Image.Transpose.ROTATE_90) if turn else image
+        crop, squeezed, padded = (load_picture(whole, 30, how).permute(*((0, 2, 1) if turn else (0, 1, 2))) for how in ('crop', 'squeeze', 'pad'))
+        assert crop.equal(load_picture(whole, 30).permute(*((0, 2, 1) if turn else (0, 1, 2))))
+        assert (crop[:, 15, 15] == torch.tensor(BLUE)).all() and (crop[0] < 50).all()
+        assert squeezed[:, :, 3].T.tolist() == [list(RED)] * 30 and squeezed[:, :, 15].T.tolist() == [list(BLUE)] * 30
+        assert padded[:, 15, 3].tolist() == list(RED) and padded[:, 15, 15].tolist() == list(BLUE)
+        assert padded[:, :9].flatten(1).T.unique(dim=0).tolist() == [list(PAD_COLOUR)] == padded[:, 21:].flatten(1).T.unique(dim=0).tolist()
+    for how in ('squeeze', 'pad'): assert load_picture(red((1, 20_000)), 8, how).shape == (3, 8, 8)
+    square = noise((60, 60))
+    assert load_picture(square, 20, 'pad').equal(load_picture(square, 20)) and load_picture(square, 20, 'squeeze').equal(load_picture(square, 20))
+
+
+@pytest.mark.parametrize('options', [dict(resize='fit'), dict(resize=None), dict(resize=3), dict(value_range=(1, 1)), dict(value_range=4095),
+                                     dict(value_range=(5, 2)), dict(value_range=()), dict(value_range=(0, np.nan)), dict(value_range='ab'),
+                                     dict(max_pixels=0), dict(max_pixels=1e6)])
+def test_options_that_make_no_sense(options):
+    (name, value), = options.items()
+    says(load_picture, red(), 8, match=f'{name}={value!r}', **options)
 
 
 # ---- files of each kind ----
@@ -271,10 +410,13 @@ def sparse(path):
 
 
 CUT = 'damaged or cut off: ...; copy it again'
+TIFF = ('a TIFF that is damaged, or of a kind that is not read (64 bits for each number, for instance); copy it again, or '
+        'save it with 8 or 16 bits')
 NONE = ('not a picture, damaged at its beginning, or of a kind that is not read: JPEG, PNG, GIF, BMP, WebP, TIFF, PPM, AVIF, '
         "JPEG 2000 are; copy it again, or save others (iPhone's HEIC) as JPEG")
-BIG = ('too large: more than 89,478,485 pixels, or 65,535 on a side, are not decoded, as they may fill the memory; '
-       'save it smaller, leave it out, or raise PIL.Image.MAX_IMAGE_PIXELS')
+BIG = ('too large: ... pixels; more than 89,478,485 in all are not decoded, as they may fill the memory; save it smaller, '
+       'leave it out, or allow load_picture or image_folders more with max_pixels=...')
+LONG = 'too large: 70,000 x 1 pixels; more than 65,535 on a side are not decoded; save it smaller, or leave it out'
 
 
 KINDS = {
@@ -333,7 +475,7 @@ KINDS = {
     'cut BMP': ('a.bmp', lambda: half(saved(noise(), 'BMP')), CUT),
     'cut WebP': ('a.webp', lambda: half(saved(noise(), 'WEBP')), CUT),
     'cut TIFF': ('a.tif', lambda: half(saved(noise(), 'TIFF')), CUT),
-    'cut TIFF, packed': ('a.tif', lambda: half(saved(noise(), 'TIFF', compression='tiff_lzw')), NONE),
+    'cut TIFF, packed': ('a.tif', lambda: half(saved(noise(), 'TIFF', compression='tiff_lzw')), TIFF),
     'cut AVIF': ('a.avif', lambda: half(saved(noise(), 'AVIF')), f'{CUT} | {NONE}'),
     'cut JPEG 2000': ('a.jp2', lambda: saved(noise(), 'JPEG2000')[:60], CUT),
     'wrong checksum in PNG': ('a.png', lambda: patched(saved(red(), 'PNG'), 30, b'\0\0'), NONE),
@@ -358,22 +500,25 @@ KINDS = {
     'bomb: GIF': ('a.gif', lambda: gif_of(65_535, 65_535), BIG),
     'bomb: BMP': ('a.bmp', lambda: bmp_of(50_000, 50_000), BIG),
     'bomb: one long row': ('a.bmp', lambda: bmp_of(90_000_000, 1), BIG),
+    'one longer row': ('a.bmp', lambda: bmp_of(70_000, 1), LONG),
     'bomb: TIFF': ('a.tif', lambda: tiff_of(60_000, 60_000), BIG),
     'bomb: PPM': ('a.ppm', lambda: b'P6 50000 50000 255\n', BIG),
     'bomb: JPEG 2000': ('a.jp2', lambda: jpeg_2000_of(60_000, 60_000, False), BIG),
     'bomb: JPEG 2000, inside': ('a.jp2', lambda: jpeg_2000_of(60_000, 60_000, True), CUT),
     'bomb: WebP': ('a.webp', lambda: webp_of(16_384, 16_384), BIG +
                    ' | damaged or cut off: could not create decoder object; copy it again'), # Pillow 12
-    '3 GB on the disk': ('a.webp', sparse, 'too large: 3.0 GB on the disk; is it a picture at all? Leave it out, or save it smaller'),
+    '3 GB on the disk': ('a.webp', sparse, 'too large: 3.0 GB on the disk; is it a picture at all? Leave it out, save it smaller, or '
+                         'allow load_picture or image_folders more with max_pixels=375000001'),
     # no files
-    'folder': ('a.jpg', lambda path: path.mkdir(), 'a folder, not a file; if a link leads to it, remove the link'),
-    'named pipe': ('a.jpg', lambda path: os.mkfifo(path), 'a named pipe, not a file; remove it'),
-    'socket': ('a.jpg', unix_socket, 'a socket, not a file; remove it'),
-    'device': ('a.jpg', linked('/dev/zero'), 'a device, not a file; remove it'),
+    'folder': ('a.jpg', lambda path: path.mkdir(), 'a folder, not a file; give the files in it, or the path of one of them'),
+    'named pipe': ('a.jpg', lambda path: os.mkfifo(path), 'a named pipe, not a file; leave it out'),
+    'socket': ('a.jpg', unix_socket, 'a socket, not a file; leave it out'),
+    'device': ('a.jpg', linked('/dev/zero'), 'a device, not a file; leave it out'),
     'file of the system': ('a.jpg', linked('/proc/kmsg'), 'not a picture: an empty file, 0 bytes; copy it again'),
     'link to itself': ('a.jpg', linked('a.jpg'), 'cannot be opened: ...; repair or remove it'),
     'link that leads nowhere': ('a.jpg', linked('gone'), 'a link that leads nowhere; remove it'),
-    'link to a folder': ('a.jpg', linked('.'), 'a link to a folder that is read already; remove the link'),
+    'link to a folder': ('a.jpg', linked('.'), 'a link to a folder, not a file; give the files in that folder, or, if '
+                       'they are among the others already, remove the link'),
     'nothing there': ('a.jpg', lambda path: None, 'no such file'),
     'broken, with an escape sequence': ('\x1b[31m.jpg', lambda: b'?', NONE),
 }
@@ -425,8 +570,36 @@ def test_the_limit_is_pillows(tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter('error')  # Pillow's own warning is a refusal like its error
             if fine: assert load_picture(tmp_path / 'a.png', 8).shape == (3, 8, 8)
-            else: says(load_picture, tmp_path / 'a.png', 8, match=f'more than {limit:,} pixels')
+            else: says(load_picture, tmp_path / 'a.png', 8, match=f'more than {limit:,} in all')
         assert load_picture(red((60, 40)), 8).shape == (3, 8, 8), 'a picture in memory is there already'
+
+
+def test_the_limit_moves_where_the_message_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    for kind in ('PNG', 'JPEG', 'TIFF', 'GIF', 'PPM', 'BMP'):
+        (tmp_path / 'a').write_bytes(saved(red((60, 40)), kind))
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1200)  # Pillow itself would warn
+        with pytest.warns(Image.DecompressionBombWarning):
+            text = says(load_picture, tmp_path / 'a', 8, match='60 x 40 pixels; more than 1,200 in all')
+        most = int(re.search(r'max_pixels=(\d+)', text)[1])
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # Pillow itself refuses
+        says(load_picture, tmp_path / 'a', 8, match=['2,400 pixels; more than 100 in all', f'max_pixels={most}'])
+        assert load_picture(tmp_path / 'a', 8, max_pixels=most).shape == (3, 8, 8)
+        with pytest.warns(Image.DecompressionBombWarning):
+            says(load_picture, tmp_path / 'a', 8, max_pixels=most - 1, match=f'max_pixels={most}')
+        assert Image.MAX_IMAGE_PIXELS == 100, "Pillow's limit is what it was"
+    with ThreadPoolExecutor(4) as pool: list(pool.map(lambda i: load_picture(tmp_path / 'a', 8, max_pixels=2400 + i), range(40)))
+    assert Image.MAX_IMAGE_PIXELS == 100
+    sparse(tmp_path / 'b')
+    most = int(re.search(r'max_pixels=(\d+)', says(load_picture, tmp_path / 'b', 8, match='3.0 GB'))[1])
+    assert 'not a picture' in says(load_picture, tmp_path / 'b', 8, max_pixels=most) or features.check('webp')
+
+
+@pytest.mark.parametrize('error, words', [
+    (OSError(24, 'Too many open files', 'a.jpg'), 'close some'), (OSError('decoder libtiff not available'), 'save it anew'),
+    (OSError('Unsupported BMP compression'), 'save it anew'), (OSError('broken data stream'), 'damaged or cut off: broken data stream'),
+    (MemoryError(), 'not enough memory')])
+def test_causes_are_not_mistaken_for_damage(error, words): assert words in decoding.why_unreadable(error)
 
 
 def test_a_plug_in_may_read_heif(tmp_path, monkeypatch):
@@ -524,6 +697,8 @@ def fuzz(folder, first, last):
         except ValueError as error:
             named, reason = str(error).startswith(f'{path}: '), str(error)[len(f'{path}: '):]
             result = re.split('[:;,]', reason)[0] if named else f'no name: {error}'
+            if reason.startswith('its numbers go from') or reason.startswith('a TIFF that is damaged'):
+                result = reason[:14]
             if 'memory to' in reason: result = f'memory: {number}'
         except BaseException as error: result = f'{type(error).__name__}: {error} ({number})'
         slowest = max(slowest, (time.process_time() - start, number))
@@ -549,12 +724,13 @@ def test_broken_bytes_never_crash(tmp_path, count):
     assert seconds < 5 and gigabytes < 3
     found = {text[7:]: int(text[:7]) for text in results}
     assert sum(found.values()) == count and found['a picture'] > count / 10
-    assert set(found) <= {'a picture', 'damaged or cut off', 'not a picture', 'too large', 'too slow'}
+    assert set(found) <= {'a picture', 'damaged or cut off', 'not a picture', 'too large', 'too slow',
+                          'a TIFF that is', 'its numbers go', 'stored in a way that is not read'}
 
 
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     inside, most = [], []
-    def slow(image, size):
+    def slow(image, size, resize):
         inside.append(image.size)
         most.append(len(inside))
         time.sleep(.02)

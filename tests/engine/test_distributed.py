@@ -50,8 +50,8 @@ if size > 1:
     found['first'] = checksum(model.state_dict())
 found['small'] = facts(fine_tune(model := small(), dls, 2, seed=0, show=False), model)
 found['plain'] = facts(fine_tune(model := small(), plain(dls), 2, seed=0, show=False), model)
-decoded, load = [], store.load_picture
-store.load_picture = lambda path, size: decoded.append(path.name) or load(path, size)
+decoded, load = [], store.load_file
+store.load_file = lambda path, *how: decoded.append(path.name) or load(path, *how)
 vision_learner(image_folders('photos', size=32, batch_size=9), seed=0, device='cpu', show=False).fit_one_cycle(1)
 found['decoded'] = decoded
 learn = vision_learner(dls, seed=0, hidden=(16,), device='cpu')

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune_teach.engine import store
-from finetune_teach.engine.decoding import load_picture
+from finetune_teach.engine.decoding import load_file, load_picture
 from finetune_teach.engine.loaders import IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders
 from finetune_teach.pictures import drawn_pets, image_folders
 from picture_files import assert_same_batches, break_files, make_folder, says, warned
@@ -74,12 +74,50 @@ def test_loaders_of_ones_own_tensors():
     assert dls.with_preprocessing(size=224, mean=(0, 0, 0)).size == 8 and dls.files == []
 
 
+def test_resize_and_range_are_left_open_or_asked_for(pets):
+    dls = image_folders(pets)
+    assert dls.resize == 'crop' and dls.train.resize == 'crop' and dls.value_range is None
+    new = dls.with_preprocessing(size=16, resize='squeeze', value_range=(0, 4095))
+    assert (new.resize, new.value_range, new.train.resize, new.valid.value_range) == ('squeeze', (0, 4095), 'squeeze', (0, 4095))
+    assert torch.equal(new.train.pictures[0], load_picture(new.train.files[0], 16, 'squeeze'))
+    keys = {part.pictures_key() for part in (dls.train, new.train, dls.with_preprocessing(16).train, dls.with_preprocessing(16, resize='pad').train,
+                                             dls.with_preprocessing(16, value_range=(0, 1)).train)}
+    assert len(keys) == 5
+    mine = image_folders(pets, resize='pad', value_range=[0, 1000])
+    other = mine.with_preprocessing(size=16, resize='squeeze', value_range=(0, 4095))
+    assert (other.resize, other.value_range, other.size) == ('pad', (0, 1000), 16)
+    assert mine.requested == dict(size=None, mean=None, std=None, resize='pad', value_range=(0, 1000)) == mine.train.requested
+    drawn = drawn_pets(2, 1).with_preprocessing(resize='pad', value_range=(0, 5))
+    assert drawn.resize == drawn.train.resize == 'crop' and drawn.value_range is None is drawn.valid.value_range
+
+
+def test_one_loader_is_prepared_like_a_pair(pets):
+    valid = image_folders(pets).valid
+    new = valid.with_preprocessing(size=16, mean=(.5,) * 3, std=(.1,) * 3, device='cpu', resize='squeeze', value_range=(0, 9))
+    assert (new.size, new.mean, new.std, new.resize, new.value_range) == (16, (.5,) * 3, (.1,) * 3, 'squeeze', (0, 9))
+    assert new.pictures.store is valid.pictures.store and valid.size == 64 and new.files == valid.files
+    asked = image_folders(pets, size=32, std=(.3,) * 3, resize='pad').valid.with_preprocessing(16, (.5,) * 3, (.1,) * 3, resize='crop')
+    assert (asked.size, asked.mean, asked.std, asked.resize) == (32, (.5,) * 3, (.3,) * 3, 'pad')
+    assert torch.equal(valid.with_preprocessing().pictures[:2], valid.pictures[:2])
+    own = ImageLoader(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), mean=(0, 0, 0))
+    again = own.with_preprocessing(size=16, mean=(.5,) * 3, std=(.1,) * 3, resize='pad')
+    assert (again.size, again.mean, again.std, again.resize) == (8, (0, 0, 0), (.1,) * 3, 'crop'), 'what was given stays'
+    assert ImageLoaders(own, own, ['a', 'b']).with_preprocessing(mean=(.5,) * 3).mean == (0, 0, 0)
+
+
+def test_what_is_not_read_yet_is_decoded_once_as_the_network_wants(pets, decoded):
+    (pets / 'cat' / 'notes.txt').write_text('a good dog')
+    with pytest.warns(UserWarning, match='1 of 38'):
+        dls = image_folders(pets, on_error='skip').with_preprocessing(size=16, resize='squeeze', value_range=(0, 9))
+    assert len(decoded) == 38 and dls.resize == 'squeeze' and dls.train.pictures.in_memory
+
+
 # ---- on_error='skip' ----
 
 @pytest.fixture
 def decoded(monkeypatch):
     seen = []
-    monkeypatch.setattr(store, 'load_picture', lambda path, size: (seen.append(size), load_picture(path, size))[1])
+    monkeypatch.setattr(store, 'load_file', lambda path, size, *more: (seen.append(size), load_file(path, size, *more))[1])
     return seen
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune_teach.engine import store as store_module
-from finetune_teach.engine.decoding import load_picture
-from finetune_teach.engine.store import PictureStore, StoredPictures, _InMemory, _OnDisk
-from finetune_teach.pictures import image_folders
+from finetune_teach.engine.decoding import load_file, load_picture, number_range
+from finetune_teach.engine.store import PictureStore, Preparation, StoredPictures, _InMemory, _OnDisk
+from finetune_teach.pictures import image_files, image_folders
 from picture_files import all_batches, assert_same_batches, make_folder, says, scene
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*very unequal size:UserWarning')
@@ -32,12 +33,12 @@ def pets(tmp_path): return make_folder(tmp_path / 'pets', dict(cat=10, dog=25, e
 def decoded(monkeypatch):
     "Which file was decoded at which size, in order."
     seen = []
-    monkeypatch.setattr(store_module, 'load_picture',
-                        lambda path, size: (seen.append((path, size)), load_picture(path, size))[1])
+    monkeypatch.setattr(store_module, 'load_file',
+                        lambda path, size, *more: (seen.append((path, size)), load_file(path, size, *more))[1])
     return seen
 
 
-def kinds(dls): return {size: type(kept) for size, kept in dls.train.pictures.store.sizes.items()}
+def kinds(dls): return {how.size: type(kept) for how, kept in dls.train.pictures.store.sizes.items()}
 
 
 def stored(files, memory=1., size=16):
@@ -95,7 +96,7 @@ def test_stored_pictures_answer_like_a_tensor(pets, memory):
     assert torch.equal(lazy[0], tensor[0])  # what was given away is a copy
     for again in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy))):
         assert torch.equal(again[:], tensor) and again.store is not lazy.store and again.key() != lazy.key()
-    assert lazy.key() == stored_again(lazy).key() != lazy.resized(8).key()
+    assert lazy.key() == stored_again(lazy).key() != lazy.prepared(8).key()
 
 
 def stored_again(pictures): return StoredPictures(pictures.store, pictures.at.clone(), pictures.size)
@@ -146,13 +147,13 @@ def test_unreadable_files_are_named_together_until_they_are_repaired(pets, decod
 def test_an_interrupt_does_no_harm(pets, monkeypatch, memory):
     files = image_folders(pets).files
     lazy, calls = stored(files, memory), []
-    def interrupted(path, size):
+    def interrupted(path, *how):
         calls.append(path)
         if len(calls) == 20: raise KeyboardInterrupt
-        return load_picture(path, size)
-    monkeypatch.setattr(store_module, 'load_picture', interrupted)
+        return load_file(path, *how)
+    monkeypatch.setattr(store_module, 'load_file', interrupted)
     with pytest.raises(KeyboardInterrupt): lazy[:]
-    done = int(lazy.store.sizes[16].decoded.sum())
+    done = int(lazy.store.sizes[Preparation(16)].decoded.sum())
     assert done < 37 and torch.equal(lazy[:], torch.stack([load_picture(file, 16) for file in files]))
 
 
@@ -172,7 +173,7 @@ def test_temporary_file_goes_with_its_last_user(pets, tmp_path, monkeypatch):
     def walk():
         dls = image_folders(pets, memory=0)
         list(dls.train)
-        files.append(dls.train.pictures.store.sizes[64].file)
+        files.append(dls.train.pictures.store.sizes[Preparation(64)].file)
         return dls.valid
     used = walk()
     gc.collect()
@@ -192,13 +193,136 @@ def test_full_disk(pets, monkeypatch):
     lazy = image_folders(pets, memory=0).train.pictures
     full = type('Full', (), dict(seek=lambda *a: 0, write=lambda self, data: 5, close=lambda self: None))
     with monkeypatch.context() as patch:
-        patch.setattr(lazy.store.kept(64), 'file', full())
+        patch.setattr(lazy.store.kept(Preparation(64)), 'file', full())
         says(lambda: lazy[:4], error=OSError, match=['no space', tempfile.gettempdir()])
     assert torch.equal(lazy[:1][0], load_picture(lazy.store.files[lazy.at[0]], 64))  # nothing half done
     usage = shutil.disk_usage(tempfile.gettempdir())._replace(free=10**5)
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
     says(list, image_folders(pets, memory=0).train, match=['37 pictures', 'TMPDIR', tempfile.gettempdir()])
     assert len(list(image_folders(pets).train)) == 1  # needs no disk
+
+
+# ---- one scale for the set ----
+
+def wide_folder(root, white=4000, n=12, plain=0):
+    "Two classes of pictures whose brightest numbers grow from file to file up to `white`; some of 8 bits."
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        (root / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        values = rng.integers(100, white * (i + 1) // n + 1, (20, 30)).astype(np.uint16)
+        Image.fromarray((values // 16).astype(np.uint8) if i < plain else values).save(root / 'ab'[i % 2] / f'{i}.png')
+    return root
+
+
+@pytest.fixture
+def looked_for(monkeypatch):
+    "The files whose numbers were looked at for a scale."
+    seen = []
+    monkeypatch.setattr(store_module, 'number_range', lambda path, **more: (seen.append(path), number_range(path, **more))[1])
+    return seen
+
+
+@pytest.mark.parametrize('memory', [1, 0])
+def test_all_files_of_more_than_8_bits_share_one_scale(tmp_path, looked_for, memory):
+    dls = image_folders(wide_folder(tmp_path), size=16, memory=memory)
+    assert not looked_for
+    x = torch.cat([dls.valid.pictures[:], dls.train.pictures[:]])
+    assert sorted(looked_for) == sorted(dls.files), 'each once'
+    ends = [number_range(path) for path in dls.files]
+    scale = min(low for low, _ in ends), max(high for _, high in ends)
+    assert dls.value_range == dls.train.value_range == dls.valid.value_range == scale and 3800 < scale[1] <= 4000
+    for path, picture in zip(dls.valid.files + dls.train.files, x, strict=True):
+        assert torch.equal(load_picture(path, 16, value_range=scale), picture)
+    brightest = [int(load_picture(path, 16, value_range=scale).max()) for path in sorted(dls.files, key=lambda p: int(p.stem))]
+    assert brightest[0] < 30 and brightest[-1] > 200, 'dark files stay darker than bright ones'
+    list(dls.with_preprocessing(size=8).train)
+    assert len(looked_for) == 12
+
+
+def test_the_scale_can_be_asked_before_anything_is_decoded(tmp_path, decoded, looked_for):
+    dls = image_folders(wide_folder(tmp_path / 'wide'))
+    assert dls.value_range[1] > 3800 and not decoded and len(looked_for) == 12
+    dls = image_folders(make_folder(tmp_path / 'plain', dict(a=9, b=9)))
+    assert dls.value_range is None and not decoded and len(looked_for) == 12 + 18
+    other = image_folders(tmp_path / 'plain')
+    all_batches(other)
+    assert other.value_range is None and len(looked_for) == 12 + 18, 'whoever has decoded all knows'
+
+
+def test_a_given_scale_is_used_and_nothing_is_looked_for(tmp_path, looked_for):
+    dls = image_folders(wide_folder(tmp_path), size=16, value_range=[0, 4095])
+    x = dls.train.pictures[:]
+    assert dls.value_range == (0., 4095.) and not looked_for
+    for path, picture in zip(dls.train.files, x): assert torch.equal(load_picture(path, 16, value_range=(0, 4095)), picture)
+    key = image_folders(tmp_path).with_preprocessing(value_range=(0, 2000))
+    assert key.value_range == (0, 2000) and dls.with_preprocessing(value_range=(0, 2000)).value_range == (0, 4095)
+
+
+def test_unreadable_and_constant_files_do_not_matter_for_the_scale(tmp_path):
+    wide_folder(tmp_path)
+    scale = image_folders(tmp_path).value_range
+    (tmp_path / 'a' / 'bad.png').write_bytes(b'no')
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(tmp_path / 'a' / 'nothing.tif')
+    with pytest.warns(UserWarning): dls = image_folders(tmp_path, on_error='skip', size=16)
+    assert dls.value_range == scale and len(dls.files) == 13
+    assert dls.train.pictures.store.own_range() == scale
+    for path in tmp_path.rglob('*.*'): path.unlink()
+    for i in range(8): Image.fromarray(np.full((5, 5), 7, np.uint16)).save(tmp_path / 'ab'[i % 2] / f'{i}.png')
+    dls = image_folders(tmp_path, size=8)
+    assert dls.value_range == (7, 8) and not dls.train.pictures[:].any()
+    for i in range(8): Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(tmp_path / 'ab'[i % 2] / f'{i}.png', 'TIFF')
+    dls = image_folders(tmp_path, size=8)
+    assert not dls.train.pictures[:].any() and dls.value_range is None
+
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda pictures: pickle.loads(pickle.dumps(pictures))])
+def test_copies_find_the_same_scale(tmp_path, again):
+    files = image_folders(wide_folder(tmp_path)).files
+    one = StoredPictures(PictureStore(files, max_pixels=10_000), torch.arange(12), 8, 'pad', (0, 3000))
+    other = again(one)
+    assert other.how == one.how == Preparation(8, 'pad', (0., 3000.)) and other.store.max_pixels == 10_000 and torch.equal(one[:], other[:])
+    free = stored(files)
+    assert torch.equal(again(free)[:], free[:]) and again(free).value_range == free.value_range
+
+
+@pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')
+def test_a_forked_process_finds_the_same_scale(tmp_path):
+    if 'fork' not in multiprocessing.get_all_start_methods(): pytest.skip('no fork')
+    files = image_folders(wide_folder(tmp_path)).files
+    lazy, wanted = stored(files), stored(files)[:]
+    process = multiprocessing.get_context('fork').Process(target=lambda: os._exit(not torch.equal(lazy[:], wanted)))
+    with lazy.store.lock: process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+# ---- what makes one decoding differ from another ----
+
+def test_each_preparation_is_decoded_and_kept_apart(tmp_path, decoded):
+    files = image_folders(wide_folder(tmp_path)).files
+    one = StoredPictures(PictureStore(files), torch.arange(12), 8)
+    others = [one, one.prepared(resize='squeeze'), one.prepared(resize='pad'), one.prepared(value_range=(0, 9000)), one.prepared(9)]
+    pictures = [some[:] for some in others]
+    assert len({some.key() for some in others}) == 5 and one.prepared().key() == one.key() and len(one.store.sizes) == 5
+    for i, some in enumerate(others):
+        wanted = torch.stack([load_picture(f, some.size, some.resize, some.value_range) for f in files])
+        assert torch.equal(pictures[i], wanted) and torch.equal(some[:], wanted)
+    assert not any(torch.equal(pictures[0], other) for other in pictures[1:4])
+    assert len(decoded) <= 5 * 12 + 12  # before the scale was known, the first were looked at in vain
+    assert one.store.gb_in_memory() * 1e9 == 12 * 3 * (4 * 64 + 81)
+
+
+def test_max_pixels_is_for_all_files(tmp_path):
+    pets = make_folder(tmp_path, dict(a=4, b=4))
+    text = says(lambda: list(image_folders(pets, max_pixels=107).train), match=['8 of 8 files', '12 x 9 pixels', 'max_pixels=108'])
+    assert 'image_folders' in text and len(list(image_folders(pets, max_pixels=108).train)) == 1
+    assert len(list(image_files(pets, lambda p: p.parent.name, max_pixels=108, resize='pad').train)) == 1
+
+
+@pytest.mark.parametrize('options', [dict(resize='fit'), dict(value_range=(1, 0)), dict(max_pixels=-1)])
+def test_options_are_checked_at_once(tmp_path, options):
+    (name, value), = options.items()
+    says(image_folders, make_folder(tmp_path, dict(a=4, b=4)), match=f'{name}={value!r}', **options)
 
 
 PEAK = '''
