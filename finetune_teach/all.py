@@ -8,6 +8,8 @@ __all__ = []
 # %% ../nbs/index.ipynb #60bd916e
 from torchvision.models import resnet18, resnet34, resnet50
 
+from .engine.confusion import (
+    class_errors, confusion_matrix, most_confused, plot_confusion)
 from .engine.decoding import load_picture
 from .engine.drawing import draw_pet
 from .engine.plots import show_pictures
@@ -39,5 +41,6 @@ from .tools.explore_one_cycle import explore_one_cycle
 from .tools.explore_overfitting import explore_overfitting
 from .tools.learners import cnn_learner, load_learner, vision_learner
 from .tools.lr_picker import pick_lr
+from .tools.testing import evaluate
 
 __all__ = [name for name in dir() if not name.startswith('_')] # listed by hand: the imports above

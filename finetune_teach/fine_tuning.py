@@ -18,7 +18,7 @@ from torch import nn
 
 from . import freezing
 from .engine.checkpoint import Checkpoint, training_signature
-from .engine.description import check_preprocessing, describe_pictures
+from .engine.description import describe_pictures
 from .engine.distributed import default_device, world
 from .engine.features import FeatureCache, cache_features
 from .engine.history import Recorder
@@ -29,7 +29,7 @@ from .engine.mirror_check import mirror_trouble
 from .engine.modules import modes_kept
 from .engine.picture_sets import labelled_pictures
 from .engine.precision import check_precision, with_precision
-from .engine.prediction import Prediction, predict
+from .engine.prediction import Prediction, Predictions, predict
 from .engine.saving import load_into, read_saved, save_model
 from .engine.settings import settings_of
 from .engine.summary import Text, summary
@@ -224,10 +224,12 @@ class Learner:
             values = validate(model, loader, self.loss_func, self.metrics)
         return namedtuple('Validation', names, rename=True)(*values)
 
-    def predict(self, image) -> Prediction: # image: path, PIL image, or array H x W x 3
-        "Class and probabilities of one picture."
-        check_preprocessing(self.description, 'this learner')
-        return predict(with_precision(self.model, self.precision), image, self.description)
+    def predict(self, image,    # a path, PIL image, array; many: a list, a folder, a generator
+                **options       # for `engine.prediction.predict`: batch_size, on_error, ...
+               ) -> Prediction | Predictions:
+        "Class and probabilities of a picture, or a table of those of many."
+        model = with_precision(self.model, self.precision)
+        return predict(model, image, self.description, **options)
 
     def summary(self) -> Text:
         "Layer groups, their parts, output shapes, parameters, and which of them learn."

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .engine.history import PredictedLabels, Recorder, mark_phases, predicted_labels
+from .engine.metrics import check_logits
 from .engine.plots import COLOURS, new_axes
 
 # %% ../nbs/08_overfitting.ipynb #1d3c0e43
@@ -106,17 +107,6 @@ class KeepBest:
         model.load_state_dict(self.weights)
         return model
 
-# %% ../nbs/08_overfitting.ipynb #103450de
-def _check(logits: torch.Tensor, targets: torch.Tensor) -> None:
-    "Raise a `ValueError` unless these are logits N x C and labels N."
-    good = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
-    if not good or targets.shape != logits.shape[:1]:
-        raise ValueError(f'logits {tuple(logits.shape)} and labels {tuple(targets.shape)}: wanted '
-                         'are logits N x C of two classes or more, and N labels.')
-    if n := (~logits.isfinite().all(1)).sum().item():
-        raise ValueError(f'{n} of {len(logits)} rows of logits are not finite: look for NaN in '
-                         'pictures or weights.')
-
 # %% ../nbs/08_overfitting.ipynb #b39ea572
 def confidences(logits: torch.Tensor # N x C: any numbers, not yet probabilities
                ) -> torch.Tensor:    # N: from 1/C to 1
@@ -150,7 +140,7 @@ def calibration(logits: torch.Tensor,  # N x C
                 bins: int = 10         # of equal width, from confidence 0 to 1
                ) -> Calibration:
     "Mean confidence against accuracy in each bin (Guo et al. 2017, section 2)."
-    _check(logits, targets)
+    check_logits(logits, targets)
     if bins < 1:
         raise ValueError(f'bins={bins}: at least one is needed.')
     confidence, right = confidences(logits), (logits.argmax(1) == targets).float()
@@ -197,7 +187,7 @@ def top_mistakes(logits: torch.Tensor,  # N x C
                  n: int = 12            # at most
                 ) -> list[Mistake]:     # the most confident first
     "The wrong answers that a model was most sure of."
-    _check(logits, targets)
+    check_logits(logits, targets)
     return mistakes_in(predicted_labels(logits, targets), n)
 
 def mistakes_in(answers: PredictedLabels, n: int = 12) -> list[Mistake]:

@@ -384,6 +384,11 @@ def terminal(*arguments):
     return re.sub(r'(?s)^usage: .*\n(?=finetune-teach )', '', said.getvalue()).strip()
 
 
+def saved_file(place):
+    "A model that can be loaded from its file alone."
+    return vision_learner(drawn(), seed=0, device='cpu', show=False).export(place / 'pets')
+
+
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 
@@ -900,6 +905,54 @@ def what_it_learned():
 
 
 @room
+def prediction(): # and testing
+    from finetune_teach.all import confusion_matrix, evaluate, most_confused
+    from finetune_teach.engine.prediction import predict
+    from finetune_teach.tools.testing import ClassReport
+    grey = Image.new('L', (9, 9))
+    def untold(description):
+        learn = learner()
+        learn.description = description
+        return learn
+    def damaged(learn):
+        nn.init.constant_(learn.model[1][-1].weight, float('nan'))
+        return learn
+    return [
+        ('learn.predict of an empty list', 'empty', lambda p: learner().predict([])),
+        ('learn.predict of an empty folder', 'PLACE', lambda p: learner().predict(p)),
+        ('learn.predict of a folder with a text file', 'PLACE/notes.txt', lambda p: [
+            file(p, 'notes.txt', b'Rex'), learner().predict(p)]),
+        ("predict(..., on_error='skip') of a folder with a text file", 'PLACE/notes.txt', lambda p: [
+            photos(p, cat=2), file(p, 'notes.txt', b'Rex'),
+            (a := learner()) and predict(a.model, p, a.description, on_error='skip')]),
+        ("predict(..., on_error='skip') of nothing but a text file", 'PLACE/notes.txt', lambda p: [
+            file(p, 'notes.txt', b'Rex'), (a := learner()) and predict(a.model, p, a.description, on_error='skip')]),
+        ('learn.predict of no bytes', 'bytes', lambda p: learner().predict(b'')),
+        ('learn.predict of the bytes of a text', 'bytes', lambda p: learner().predict(b'Rex')),
+        ('learn.predict of a file opened as text', 'opened as text', lambda p: learner().predict(io.StringIO('Rex'))),
+        ('learn.predict of a dictionary', 'dict', lambda p: learner().predict({'Rex': grey})),
+        ('learn.predict of a loader', 'tuple', lambda p: learner().predict(drawn().valid)),
+        ('learn.predict of a normalised batch', 'normalised', lambda p: learner().predict(-torch.ones(2, 3, 8, 8))),
+        ('learn.predict of an array with NaN', 'NaN', lambda p: learner().predict(np.full((8, 8, 3), np.nan))),
+        ('predict(..., batch_size=0)', 'batch_size=0', lambda p: predict(network(), grey, {}, 0)),
+        ("predict(..., on_error='ignore')", "on_error='ignore'", lambda p: predict(network(), grey, {}, on_error='ignore')),
+        ('learn.predict of a learner made of plain parts', 'size', lambda p: untold({}).predict(grey)),
+        ('learn.predict with a list of other classes', '12', lambda p: untold(
+            {**learner().description, 'classes': ['cat', 'dog']}).predict(grey)),
+        ('learn.predict after the weights became NaN', 'not finite', lambda p: damaged(learner()).predict(grey)),
+        ('confusion_matrix with a label too many', '2 columns',
+         lambda p: confusion_matrix(torch.zeros(3, 2), torch.tensor([0, 1, 2]))),
+        ('most_confused with too few names', '2 names', lambda p: most_confused(torch.eye(3).long(), ['cat', 'dog'])),
+        ('evaluate(learn, folder) with a class that the model does not know', 'bird',
+         lambda p: evaluate(learner(image_folders(two_kinds(p / 'a'), size=32)), photos(p / 'b', bird=1))),
+        ('evaluate(learn, folder) without pictures', 'PLACE', lambda p: evaluate(learner(), photos(p, pug=0))),
+        ('evaluate(learn, folder) of a learner made of plain parts', 'size', lambda p: evaluate(untold({}), p)),
+        ('report.plot_mistakes() without pictures', 'top_mistakes',
+         lambda p: ClassReport(*features(4, 2), ['cat', 'dog']).plot_mistakes()),
+    ]
+
+
+@room
 def command_line():
     from finetune_teach.tools import command_line, course_writer
     return [
@@ -913,6 +966,8 @@ def command_line():
                 'train', broken(two_kinds(p / 'photos'), content=b''), '--out', p / 'a', '--on-error', 'skip'))),
         ('finetune-teach train, the disk being full at the end', 'PLACE/file/model', saved_elsewhere),
         ('finetune-teach predict model a.jpg', 'PLACE/model', lambda p: terminal('predict', p / 'model', p / 'a.jpg')),
+        ('finetune-teach predict model FOLDER, an empty one', 'PLACE', lambda p: [
+            (p / 'b').mkdir()] and terminal('predict', saved_file(p), p / 'b')),
         ('Ctrl-C', 'stopped', lambda p: call(patch('finetune_teach.tools.command_line.drawn_pets', interrupted), terminal)),
         ('finetune-teach notebooks FILE', 'PLACE/a', lambda p: course_writer.write_course(file(p, 'a'))),
         ('finetune-teach notebooks nbs', '/nbs',

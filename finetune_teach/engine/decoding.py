@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESIZES', 'PAD_COLOUR', 'FORMATS', 'Refused', 'usual_range', 'to_8bit', 'as_array', 'as_image', 'to_rgb', 'to_square',
            'most_pixels', 'open_file', 'open_image', 'pixels_allowed', 'check_pixels', 'why_unreadable', 'is_wide',
-           'wide_numbers', 'Loaded', 'Unscaled', 'load_file', 'number_range', 'check_preparation', 'doubts',
-           'load_picture']
+           'wide_numbers', 'Loaded', 'Unscaled', 'load_file', 'load_bytes', 'number_range', 'check_preparation',
+           'doubts', 'load_picture']
 
 # %% ../../nbs/engine/decoding.ipynb #22ec41e1
 import errno
@@ -309,9 +309,10 @@ def _turn_taken(pixels: int):
     "Return a context in which large pictures are one at a time."
     return _LARGE.setdefault(os.getpid(), Lock()) if pixels > 25_000_000 else nullcontext()
 
-def _decode(path: Path, size: int, resize: str, value_range, max_pixels, usual: bool) -> Loaded:
-    "Return the picture in a file."
-    with open_file(path, max_pixels) as file, pixels_allowed(max_pixels):
+def _decode(file: io.BufferedReader, size: int, resize: str = 'crop', value_range=None,
+            max_pixels=None, usual: bool = True) -> Loaded:
+    "Return the picture in an open file."
+    with file, pixels_allowed(max_pixels):
         image = open_image(file)
         pixels, wide = check_pixels(image, file, max_pixels), is_wide(image)
         if wide and value_range is None and not usual:
@@ -328,7 +329,7 @@ def load_file(path: Path, size: int, resize: str = 'crop', value_range=None, max
              ) -> Loaded:
     "Load the picture in a file; an error says what is wrong with it and what to do."
     try:
-        return _decode(path, size, resize, value_range, max_pixels, usual)
+        return _decode(open_file(path, max_pixels), size, resize, value_range, max_pixels, usual)
     except Unscaled:
         raise
     except FileNotFoundError:
@@ -336,6 +337,18 @@ def load_file(path: Path, size: int, resize: str = 'crop', value_range=None, max
         raise FileNotFoundError(f'{printable(path)}: {why}') from None
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise ValueError(f'{printable(path)}: {why_unreadable(error, max_pixels)}') from error
+
+# %% ../../nbs/engine/decoding.ipynb #6b2de794
+def load_bytes(data: bytes,             # of a picture file
+               size: int, resize: str = 'crop', value_range=None, max_pixels=None
+              ) -> Loaded:
+    "Load the picture in the bytes of a file; an error says what is wrong with it and what to do."
+    try:
+        if not data:
+            raise Refused('not a picture: no bytes at all; read the file again')
+        return _decode(io.BytesIO(data), size, resize, value_range, max_pixels)
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        raise ValueError(f'these bytes: {why_unreadable(error, max_pixels)}') from error
 
 # %% ../../nbs/engine/decoding.ipynb #7d1f0a14
 _EIGHT_BITS = b'\xff\xd8', b'GIF8', b'BM', b'RIFF' # how JPEG, GIF, BMP and WebP begin

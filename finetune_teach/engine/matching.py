@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from .batches import SpecLoader
-from .messages import few
+from .messages import few, printable
 
 # %% ../../nbs/engine/matching.ipynb #f3d859de
 def class_names(loader) -> list[str] | None:
@@ -35,9 +35,12 @@ def class_numbers(theirs: Sequence[str], # names of classes
     return torch.tensor([number.get(name, -1) for name in theirs], dtype=torch.long)
 
 # %% ../../nbs/engine/matching.ipynb #ff9e6bef
-def unknown_classes(names: Sequence[str], known: Sequence[str]) -> ValueError:
+def unknown_classes(names: Sequence[str], known: Sequence[str],
+                    where=None # the folder, if it is known
+                   ) -> ValueError:
     "Return the error for pictures of classes that a model does not know."
-    return ValueError(f'pictures of classes that the model does not know: {few(names, 20)}. It '
+    place = '' if where is None else f'{printable(where)}: '
+    return ValueError(f'{place}pictures of classes that the model does not know: {few(names, 20)}. It '
                       f'knows {few(known, 20)}. Leave these pictures out, or give the classes '
                       'the names that the model knows; a class it is to learn needs a new '
                       'learner.')

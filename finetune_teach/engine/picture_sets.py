@@ -13,17 +13,17 @@ import torch
 
 from .decoding import check_preparation
 from .description import check_preprocessing
-from .folders import existing_folder, list_class_folders
+from .folders import class_folders, existing_folder, sub_folders
 from .labels import number_classes, ordered_classes
 from .loaders import (
     IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders, UnreadLoaders)
-from .matching import match, renumber
+from .matching import match, unknown_classes
 from .messages import printable, short, warn
 from .picture_checks import (
     check_classes, check_options, class_imbalance, gap_names, rare_classes, similar_class_names)
 from finetune_teach.engine.splits import (
-    TEST, TRAIN, VALID, check_groups, group_split, random_split, series_warning, told_groups,
-    told_valid)
+    TEST, TRAIN, VALID, check_groups, group_split, part_named, random_split, series_warning,
+    told_groups, told_valid)
 from .store import PictureStore, Preparation, StoredPictures
 
 # %% ../../nbs/engine/picture_sets.ipynb #pse00001
@@ -154,14 +154,19 @@ def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, li
 
 
 # %% ../../nbs/engine/picture_sets.ipynb #664e94b1
-def labelled_files(folder) -> tuple[list, list[str]]: # files, and the name of each one's class
-    "Return the pictures of a folder of class folders; of one with a split, those held out for it."
-    found = list_class_folders(existing_folder(folder))
-    if found.parts is None:
-        return found.files, found.labels
-    held_out = TEST if TEST in found.parts else VALID
-    return tuple([value for value, part in zip(values, found.parts) if part == held_out]
-                 for values in (found.files, found.labels))
+def labelled_files(folder,             # with a folder for each class, or `test` or `valid` with those
+                   classes: list[str]  # that the model knows
+                  ) -> tuple[list, list[str]]: # files, and the name of each one's class
+    "Return the labelled pictures in a folder; where it holds a split, those that are held out."
+    root = existing_folder(folder)
+    parts = {part_named(sub.name): sub for sub in sub_folders(root) if sub.name not in classes}
+    root = parts.get(TEST) or parts.get(VALID) or root
+    found = {name: files for name, files in class_folders(root).items() if files}
+    if not found:
+        raise ValueError(f'{printable(root)}: no pictures in the folders of classes here')
+    if unknown := [name for name in found if name not in classes]:
+        raise unknown_classes(unknown, classes, root)
+    return [f for some in found.values() for f in some], [k for k in found for _ in found[k]]
 
 def labelled_pictures(pictures,          # a folder, or a loader of any kind
                       description: dict, # of the model: its classes, its preprocessing
@@ -173,9 +178,9 @@ def labelled_pictures(pictures,          # a folder, or a loader of any kind
     if not isinstance(pictures, (str, os.PathLike)):
         return match(pictures, description, device)
     check_preprocessing(description, 'this model')
-    files, labels = labelled_files(pictures)
     classes = description['classes']
-    y = renumber(*number_classes(labels)[::-1], classes)
+    files, labels = labelled_files(pictures, classes)
+    y = torch.tensor([classes.index(label) for label in labels])
     store = StoredPictures(PictureStore(files), torch.arange(len(files)), description['size'],
                            description.get('resize', 'crop'), description.get('value_range'))
     return ImageLoader(store, y, mean=description['mean'], std=description['std'],

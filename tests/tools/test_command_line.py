@@ -1,4 +1,5 @@
 "`finetune-teach` as a person types it."
+import csv
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from PIL import Image
 from finetune_teach import training_loop
 from finetune_teach.all import draw_pet, drawn_pets
 from finetune_teach.engine.saving import read_saved
+from finetune_teach.tools import command_line
 from finetune_teach.tools.command_line import main
 from finetune_teach.tools.learners import load_learner, vision_learner
 
@@ -143,3 +145,70 @@ def test_names_from_strangers_do_nothing_to_the_screen(tmp_path, capsys):
     assert main(['predict', str(tmp_path / 'model'), str(tmp_path / 'a\nb.png')]) == 0
     printed = capsys.readouterr().out
     assert '\x1b' not in printed and printed.count('\n') == 1 and r'\x1b[2J' in printed
+
+
+# Many pictures, and testing
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    "The file of a learner that knows twelve breeds a little."
+    learn = vision_learner(drawn_pets(n_train=6, n_valid=2, size=32), seed=0, device='cpu', show=False)
+    learn.fit(1, 1e-2)
+    return str(learn.export(tmp_path_factory.mktemp('model') / 'pets'))
+
+
+def test_predict_a_folder(model, photos, tmp_path, capsys):
+    extra = tmp_path / 'extra.png'
+    draw_pet('pug', seed=30).save(extra)
+    assert main(['predict', model, str(photos / 'pug'), str(extra), '--top', '1']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 13 and lines[-1].startswith(f'{extra}: ') and lines[0].startswith(str(photos / 'pug'))
+
+
+def test_predict_into_a_csv_file(model, photos, tmp_path, capsys):
+    (photos / 'notes.txt').write_text('a good dog')
+    command = ['predict', model, str(photos), '--csv', str(tmp_path / 'answers.csv')]
+    assert main(command) == 2 and 'notes.txt' in capsys.readouterr().err and not (tmp_path / 'answers.csv').exists()
+    assert main([*command, '--on-error', 'skip']) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith('24 answers are in') and 'notes.txt' in printed.err
+    with open(tmp_path / 'answers.csv', newline='') as file:
+        rows = [*csv.DictReader(file)]
+    learn = load_learner(model)
+    assert len(rows) == 24
+    for row in rows[::8]:
+        answer = learn.predict(row['file'])
+        assert row['label'] == answer.label
+        assert float(row['pug']) == pytest.approx(answer.probabilities[learn.description['classes'].index('pug')].item(),
+                                                  abs=1e-5)
+
+
+def test_predict_says_first_what_cannot_be_written(model, photos, tmp_path, capsys):
+    assert main(['predict', model, str(photos), '--csv', str(tmp_path)]) == 2
+    assert 'cannot be written' in capsys.readouterr().err
+    (tmp_path / 'empty').mkdir()
+    assert main(['predict', model, str(tmp_path / 'empty')]) == 2
+    assert 'empty: no files' in capsys.readouterr().err
+
+
+def test_test_prints_errors_and_answers(model, photos, tmp_path, capsys):
+    assert main(['test', model, str(photos), '--plot', str(tmp_path / 'confusion.png')]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('24 pictures of 2 classes: error ') and ' of 24 wrong, ' in out and 'Answers (a row' in out
+    assert re.search(r'^pug +\d+\.\d%', out, re.M) and Image.open(tmp_path / 'confusion.png').size[0] > 300
+    (photos / 'pug').rename(photos / 'Pug')
+    assert main(['test', model, str(photos)]) == 2
+    err = capsys.readouterr().err
+    assert 'does not know the class Pug' in err and 'beagle' in err and 'Traceback' not in err
+
+
+def test_train_passes_on_how_pictures_are_made(photos, tmp_path, monkeypatch):
+    asked = []
+    def stop(folder, **options):
+        asked.append(options)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(command_line, 'image_folders', stop)
+    for more in ([], ['--no-flip'], ['--resize', 'squeeze']):
+        assert main(['train', str(photos), '--out', str(tmp_path / 'a'), *more]) == 130
+    assert [a['flip'] for a in asked] == [True, False, True]
+    assert [a.get('resize') for a in asked] == [None, None, 'squeeze'] and 'resize' not in asked[0]
