@@ -40,7 +40,8 @@ def picture_loaders(files: list,               # paths
         check_classes(labels, is_valid, where)
     except ValueError:
         if on_error == 'raise':
-            store.require(Preparation(size or 64, resize or 'crop', value_range))  # unreadable files may be the cause: tell them first
+            # unreadable files may be the cause: tell them first
+            store.require(how._replace(size=size or 64, resize=resize or 'crop'))
             raise
         sound = False
     split = partial(_split_of, valid_pct, seed)
