@@ -52,7 +52,7 @@ def usual_range(values: np.ndarray) -> tuple[float, float]: # black, white
 def to_8bit(values: np.ndarray, # numbers of any type
             value_range=None    # (black, white); None: the usual ones of the type
            ) -> np.ndarray: # uint8
-    "Return numbers as 0..255: what is beyond black or white is cut off, what is no number is black."
+    "Return numbers as 0..255: those beyond black or white are cut off; NaN is black."
     if values.dtype == np.uint8:
         return values
     black, white = value_range or usual_range(values)

@@ -152,7 +152,6 @@ def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, li
         check_groups(groups, parts, where)
     return parts, groups
 
-
 # %% ../../nbs/engine/picture_sets.ipynb #664e94b1
 def labelled_files(folder,             # with a folder for each class, or `test` or `valid` with those
                    classes: list[str]  # that the model knows

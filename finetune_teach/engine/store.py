@@ -183,7 +183,7 @@ class PictureStore:
                     else:
                         kept.write(place, loaded.picture)
                         kept.decoded[place] = True
-                        if kept.looks is not None and place % (1 + len(todo) // 200) == 0:
+                        if kept.looks is not None and place % (1 + len(todo) // 64) == 0:
                             kept.looks.append(look_at(self.files[place], loaded))
                     bar.update()
         self.say_what_is_odd(kept, how, len(bad))
