@@ -195,7 +195,7 @@ def test_unequal_classes_are_reported(tmp_path):
     dls, said = warned(image_folders, tmp_path)
     assert said == [
         f'{tmp_path}: the classes are of very unequal size: dog 40, cat 12, an\\neel 4 pictures. Who always answers '
-        'dog is right for 71% of all, so do not trust the error rate of all pictures: look at the error of each class, '
+        'dog is right for 71% of all, so do not trust the error rate of all pictures: look at the error of each class, which evaluate(learn) shows, '
         'and add pictures to the small ones']
     (tmp_path / 'dog' / 'dog_0.png').unlink()
     assert not warned(image_folders, tmp_path)[1], '39 is less than ten times 4'
