@@ -14,6 +14,7 @@ from .engine.decoding import load_picture
 from .engine.drawing import draw_pet
 from .engine.plots import show_pictures
 from .engine.random_state import seeded, set_seed
+from .engine.drawn_resnet import drawn_resnet
 from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
 from .engine.versions import show_versions

@@ -435,9 +435,11 @@ def create_body_net():
 @room
 def drawing():
     from finetune_teach.all import draw_pet
+    from finetune_teach.engine.made_up_breeds import made_up_breeds
     return [
         ("draw_pet('poddle', seed=0)", 'poddle', lambda p: draw_pet('poddle', 0)),
         ("draw_pet('pug', seed=0, style='oil')", 'oil', lambda p: draw_pet('pug', 0, style='oil')),
+        ('made_up_breeds(801)', '801', lambda p: made_up_breeds(801)),
     ]
 
 

@@ -241,7 +241,8 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_module_and_its_weights(wheel):
     names = zipfile.ZipFile(wheel[0]).namelist()
     modules = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob('*.py')}
-    assert modules | {'finetune_teach/weights/tiny_resnet.safetensors'} <= set(names)
+    weights = {f'finetune_teach/weights/{name}_resnet.safetensors' for name in ('tiny', 'drawn')}
+    assert modules | weights <= set(names)
     assert not [n for n in names if n.startswith(('nbs/', 'tests/')) or n.endswith('old.bin')]
 
 

@@ -467,22 +467,24 @@ OVERSIZE = 3
 STYLES = dict(paint=(scenery, paint), sketch=(paper, pencil)) # what is behind, how it is drawn
 
 # %% ../../nbs/engine/drawing.ipynb #61e817c1
-def draw_pet(breed: str,          # a name in `BREEDS`
+def draw_pet(breed: str | Breed,  # a name in `BREEDS`, or a breed of your own
              seed: int,           # another seed, another picture
              size: int = 64,      # pixels on a side
              style: str = 'paint' # 'paint' or 'sketch'
             ) -> Image.Image:     # RGB
     "Draw one animal; the same arguments always give the same picture."
-    if breed not in BREED_BY_NAME:
-        raise ValueError(f'no breed {breed!r}; the breeds are {", ".join(BREED_BY_NAME)}')
+    if not isinstance(breed, Breed):
+        if breed not in BREED_BY_NAME:
+            raise ValueError(f'no breed {breed!r}; the breeds are {", ".join(BREED_BY_NAME)}')
+        breed = BREED_BY_NAME[breed]
     if style not in STYLES:
         raise ValueError(f'no style {style!r}; the styles are {", ".join(STYLES)}')
-    rng, large = random.Random(f'{breed} {seed}'), size * OVERSIZE
+    rng, large = random.Random(f'{breed.name} {seed}'), size * OVERSIZE
     image = Image.new('RGB', (large, large))
     draw, (background, fill) = ImageDraw.Draw(image), STYLES[style]
     background(draw, large, rng)
     behind = image.getpixel((0, 0))
-    animal = individual(BREED_BY_NAME[breed], rng)
+    animal = individual(breed, rng)
     shapes, colours = portrait(animal, rng), palette(animal, rng) | {'behind': behind}
     fill(draw, place(shapes, large, rng), colours, large, rng)
     if style == 'paint':
@@ -496,13 +498,13 @@ SEEDS_APART = 1_000_000  # so that two seeds of `draw_pets` share no picture
 def draw_pets(n: int,                          # pictures of each breed
               seed: int = 0,                   # another seed, all other pictures
               size: int = 64,                  # pixels on a side
-              breeds: list[str] | None = None, # names in `BREEDS`; None = all of them
+              breeds: list | None = None,      # as for `draw_pet`; None = all in `BREEDS`
               style: str = 'paint'             # 'paint' or 'sketch'
              ) -> tuple[np.ndarray, np.ndarray]:  # uint8 (N, size, size, 3), int64 (N,)
     "Draw `n` pictures of each breed, one breed after the other; a label is a place in `breeds`."
-    names = [b.name for b in BREEDS] if breeds is None else list(breeds)
-    images = np.empty((len(names), n, size, size, 3), dtype=np.uint8)
-    for k, name in enumerate(names):
+    breeds = list(BREEDS if breeds is None else breeds)
+    images = np.empty((len(breeds), n, size, size, 3), dtype=np.uint8)
+    for k, breed in enumerate(breeds):
         for i in range(n):
-            images[k, i] = draw_pet(name, seed * SEEDS_APART + i, size, style)
-    return images.reshape(-1, size, size, 3), np.repeat(np.arange(len(names)), n)
+            images[k, i] = draw_pet(breed, seed * SEEDS_APART + i, size, style)
+    return images.reshape(-1, size, size, 3), np.repeat(np.arange(len(breeds)), n)

@@ -163,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
 def add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument('folder', help='holds one folder per class, or train and valid with those')
     p.add_argument('--arch', default='tiny_resnet',
-                   help='tiny_resnet, or a torchvision name: resnet34, ...')
+                   help='tiny_resnet, drawn_resnet, or a torchvision name: resnet34...')
     p.add_argument('--epochs', type=int, default=4,
                    help='unfrozen epochs, after one frozen (default 4)')
     p.add_argument('--lr', type=float, default=2e-3, help='base learning rate (default 2e-3)')

@@ -13,13 +13,14 @@ from PIL import Image
 
 from conftest import same_bits, state
 from finetune_teach.engine.drawing import draw_pets
+from finetune_teach.engine.drawn_resnet import DRAWN_FILE, DRAWN_MEAN, DRAWN_STD, drawn_resnet
 from finetune_teach.engine.random_state import seeded
 from finetune_teach.engine.tiny_resnet import WEIGHTS_FILE, TinyResNet, read_weights, tiny_resnet
 from finetune_teach.one_cycle import one_cycle
 from finetune_teach.tools import pretraining
 from finetune_teach.tools.pretraining import (
-    Photos, Recipe, confusions, normalised, pretrain, random_views, read_tiny_imagenet,
-    save_weights, shrink, top1)
+    DRAWN_RECIPE, Photos, Recipe, confusions, draw_made_up, normalised, pretrain, pretrain_drawn,
+    random_views, read_tiny_imagenet, save_weights, shrink, top1)
 
 TINY_IMAGENET = Path(__file__).parents[3] / 'shared' / 'data' / 'tiny_imagenet_32.zip'
 BREEDS = ['pug', 'Siamese', 'poodle']
@@ -284,13 +285,18 @@ def test_shrinking_changes_no_answer(photos):
     assert same_bits(state(shrink(small, 1 / 4)), state(model))
 
 
+def as_saved(recipe):
+    "Its fields as a file has them: lists for tuples."
+    return json.loads(json.dumps(recipe.__dict__))
+
+
 def test_the_shipped_file():
     about = metadata(str(WEIGHTS_FILE))
     rows = [json.loads(line) for line in WEIGHTS_FILE.with_suffix('.jsonl').read_text().splitlines()]
     epochs, taken = Recipe().epochs(100_000), int(about['epochs'])
     assert len(rows) == len(epochs) and epochs[taken - 1][2], 'the whole run; taken at the end of a cycle'
     assert float(about['top1']) == rows[taken - 1]['top1'] >= 0.42
-    assert json.loads(about['recipe']) == json.loads(json.dumps(Recipe().__dict__))
+    assert as_saved(Recipe(**json.loads(about['recipe']))) == as_saved(Recipe())
     assert len(json.loads(about['classes'])) == 200
 
 
@@ -300,3 +306,46 @@ def test_the_shipped_weights_are_as_good_as_they_say():
     stated = float(metadata(str(WEIGHTS_FILE))['top1'])
     assert top1(tiny_resnet(weights='DEFAULT'), data.valid, data.valid_labels, 64) == pytest.approx(
         stated, abs=0.005)
+
+
+# The body that knows drawings
+
+def test_pictures_of_made_up_breeds():
+    data = draw_made_up(2, 1, n_breeds=5, size=32)
+    assert data.train.shape == (20, 32, 32, 3) and data.valid.shape == (10, 32, 32, 3)
+    assert data.labels.tolist() == [*np.repeat(range(5), 2), *np.repeat(range(5), 2)]
+    again = draw_made_up(2, 1, n_breeds=5, size=32)
+    assert torch.equal(data.train, again.train) and torch.equal(data.valid, again.valid)
+    seen = {picture.numpy().tobytes() for picture in (*data.train, *data.valid)}
+    assert len(seen) == 30, 'no picture is there twice'
+
+
+def test_their_means_are_those_that_the_network_wants():
+    pictures = draw_made_up(1, 0, size=32).train.float() / 255
+    assert pictures.mean((0, 1, 2)).tolist() == pytest.approx(DRAWN_MEAN, abs=.02)
+    assert pictures.std((0, 1, 2)).tolist() == pytest.approx(DRAWN_STD, abs=.02)
+    x = normalised((pictures * 255).to(torch.uint8), (DRAWN_MEAN, DRAWN_STD))
+    assert x.mean().abs() < .1 and .9 < x.std() < 1.1
+
+
+def test_a_short_pretraining_on_drawings(tmp_path):
+    data = draw_made_up(8, 2, n_breeds=4, size=32)
+    recipe = Recipe(**vars(DRAWN_RECIPE) | {'cycles': ((.05, ((6, 32),)),), 'batch_size': 16})
+    path = pretrain_drawn(tmp_path / 'a', data, recipe)
+    rows = [json.loads(line) for line in path.with_suffix('.jsonl').read_text().splitlines()]
+    assert len(rows) == 6 and rows[-1]['train_loss'] < rows[0]['train_loss']
+    net = drawn_resnet(num_classes=4)
+    net.load_state_dict(read_weights(path))
+    right = top1(net, data.valid, data.valid_labels, 32, data.scale)
+    assert right == pytest.approx(rows[-1]['top1'], abs=1e-4) and right > .25
+    again = pretrain_drawn(tmp_path / 'b', data, recipe)
+    assert same_bits(read_weights(path), read_weights(again)) and 'ImageNet' not in str(metadata(path))
+
+
+def test_the_shipped_weights_of_drawings():
+    "They are as good as they say, on the drawings they were validated with."
+    about, data = metadata(str(DRAWN_FILE)), draw_made_up(0, 3)
+    assert as_saved(Recipe(**json.loads(about['recipe']))) == as_saved(DRAWN_RECIPE)
+    net = drawn_resnet(weights='DEFAULT')
+    right = top1(net, data.valid, data.valid_labels, DRAWN_RECIPE.size, data.scale)
+    assert right == pytest.approx(float(about['top1']), abs=.01) and right > .4
