@@ -16,6 +16,7 @@ from .matching import PREPROCESSING, class_names
 from .messages import short
 from .metrics import function_name
 from .modules import device_of, modes_kept
+from .picture_checks import MAX_SIZE
 from .precision import PRECISIONS
 from .saving import SavedModel, damaged_file
 from .weights import find_builder, find_weights
@@ -66,7 +67,7 @@ def check_description(saved: SavedModel, preprocessing: dict | None = None) -> d
     good = {
         'arch': isinstance(about.get('arch', ''), str), # a learner of plain parts has none
         'classes': are(str, about.get('classes')) and len(about['classes']) > 1,
-        'size': isinstance(about.get('size'), int) and 0 < about['size'] <= 4096,
+        'size': isinstance(about.get('size'), int) and 0 < about['size'] <= MAX_SIZE,
         'mean': are((int, float), about.get('mean'), 3),
         'std': are((int, float), about.get('std'), 3) and min(about['std']) > 0,
         'resize': about.get('resize', 'crop') in ('crop', 'squeeze', 'pad'),

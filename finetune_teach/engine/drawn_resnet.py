@@ -42,6 +42,7 @@ def drawn_resnet(*, weights: DrawnResNet_Weights | None = None, # None: random w
     weights = DrawnResNet_Weights.verify(weights)
     shape = dict(num_classes=240, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
     net = TinyResNet(**shape | kwargs)
+    net.pretrained_cfg = {'input_size': (3, 64, 64), 'mean': DRAWN_MEAN, 'std': DRAWN_STD}
     if weights is not None:
         net.load_state_dict(weights.get_state_dict())
     return net
