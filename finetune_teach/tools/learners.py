@@ -18,7 +18,7 @@ from ..engine.description import (
 from ..engine.distributed import default_device
 from ..engine.messages import short
 from ..engine.random_state import seeded
-from ..engine.saving import check_fits, load_into, read_saved
+from ..engine.saving import check_fits, known_modes, load_into, read_saved
 from ..engine.tiny_resnet import tiny_resnet
 from ..engine.weights import find_builder, preprocessing_of
 from ..fine_tuning import Learner
@@ -88,5 +88,5 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
                     precision=about.get('precision', 'fp32'))
     load_into(saved, learn.model, learn.optimizer)
     freezing.eval_what_is_frozen(learn.model)
-    learn.recorder.history = saved.history
+    learn.recorder.history, learn.recorder.modes = saved.history, known_modes(saved)
     return learn
