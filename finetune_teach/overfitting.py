@@ -8,33 +8,38 @@ __all__ = ['best_epoch', 'plot_loss_and_metric', 'KeepBest', 'confidences', 'Cal
 
 # %% ../nbs/08_overfitting.ipynb #910e1692
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .engine.history import PredictedLabels, Recorder, mark_phases, predicted_labels
+from .engine.messages import check, is_whole
 from .engine.metrics import check_logits
 from .engine.plots import COLOURS, new_axes
 
 # %% ../nbs/08_overfitting.ipynb #1d3c0e43
-def _costs(rows: Sequence[dict], key: str, lowest: bool | None) -> list[float]:
-    "Return a column as numbers of which the lowest is best; infinity for NaN."
-    columns = {k for row in rows for k, v in row.items() if isinstance(v, (int, float))}
+def _check_column(key: str, columns: Iterable[str]) -> None:
+    "Raise a `ValueError` unless there is such a column."
     if key not in columns:
         raise ValueError(f'no column {key!r}; there are {sorted(columns) or "no epochs yet"}.')
-    sign = 1 if (key != 'accuracy' if lowest is None else lowest) else -1
-    values = [sign * row.get(key, math.nan) for row in rows]
-    return [math.inf if math.isnan(v) else v for v in values]
+
+def _costs(recorder: Recorder, key: str, mode: str | None, start: int = 0) -> list[float]:
+    "Return a column, from a row on, as numbers of which the lowest is best; infinity for NaN."
+    rows = recorder.history[start:]
+    _check_column(key, {k for r in rows for k, v in r.items() if isinstance(v, (int, float))})
+    sign = -1 if recorder.mode(key, mode) == 'max' else 1
+    values = [sign * row.get(key, math.nan) for row in rows] # an older row may lack the metric
+    return [v if math.isfinite(v) else math.inf for v in values]
 
 # %% ../nbs/08_overfitting.ipynb #1894d674
 def best_epoch(recorder: Recorder,         # of a run
                key: str = 'valid_loss',    # a column of the table of results
-               lowest: bool | None = None  # is low good? None: yes, except for accuracy
+               mode: str | None = None     # 'max': high is good, or 'min'; None: the metric says it
               ) -> int:                    # place in `recorder.history`; of equal ones the first
     "The epoch in which `key` was best."
-    costs = _costs(recorder.history, key, lowest)
+    costs = _costs(recorder, key, mode)
     if min(costs) == math.inf:
         raise ValueError(f'{key!r} was not a finite number in any epoch, so none is the best. '
                          'Train again, with a lower learning rate.')
@@ -44,13 +49,13 @@ def best_epoch(recorder: Recorder,         # of a run
 def plot_loss_and_metric(recorder: Recorder,
                          metric: str = 'error_rate', # a column of the table of results
                          ax=None,                    # matplotlib axes; None: new ones
-                         lowest: bool | None = None  # is a low metric good? as in `best_epoch`
+                         mode: str | None = None     # of the metric, as in `best_epoch`
                         ) -> tuple:                  # two axes: of the losses, of the metric
     "Both losses (left axis) and a metric (right axis) per epoch; stars mark the best."
     left = ax or new_axes(size=(6.4, 3.6))
     right, lines = left.twinx(), []
     right.spines['right'].set_visible(True)
-    marks = {'valid_loss': best_epoch(recorder), metric: best_epoch(recorder, metric, lowest)}
+    marks = {'valid_loss': best_epoch(recorder), metric: best_epoch(recorder, metric, mode)}
     for i, (key, shift, style) in enumerate([('train_loss', 0.5, '-'), ('valid_loss', 0, 'o-'),
                                              (metric, 0, 's--')]):
         points = [(r['position'] - shift, r.get(key, math.nan)) for r in recorder.history]
@@ -66,11 +71,21 @@ def plot_loss_and_metric(recorder: Recorder,
     return left, right
 
 # %% ../nbs/08_overfitting.ipynb #7b522689
-class KeepBest:
+class _Watcher:
+    "A callback that looks at a column; before training it says if there is no such one."
+    def __init__(self, key: str, mode: str | None):
+        self.key, self.mode = key, mode
+
+    def before_fit(self, model: nn.Module, recorder: Recorder) -> None:
+        _check_column(self.key, recorder.columns)
+        recorder.mode(self.key, self.mode)
+
+class KeepBest(_Watcher):
     "A callback that keeps a copy of the weights of the best epoch it has seen; one for each run."
     def __init__(self, key: str = 'valid_loss',    # a column of the table of results
-                 lowest: bool | None = None):      # is low good? as in `best_epoch`
-        self.key, self.lowest, self.recorder = key, lowest, None
+                 mode: str | None = None):         # 'max' or 'min', as in `best_epoch`
+        super().__init__(key, mode)
+        self.recorder = None
         self.forget()
 
     def forget(self) -> None:
@@ -81,7 +96,7 @@ class KeepBest:
         if self.recorder is not None and recorder is not self.recorder: # of another run: no use
             self.forget()
         self.recorder = recorder
-        cost = _costs(recorder.history[-1:], self.key, self.lowest)[0]
+        cost = _costs(recorder, self.key, self.mode, -1)[0]
         if cost < self.cost: # of equal ones the first
             self.epoch, self.cost = len(recorder.history) - 1, cost
             self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
@@ -199,17 +214,16 @@ def mistakes_in(answers: PredictedLabels, n: int = 12) -> list[Mistake]:
             for i in order.tolist()]
 
 # %% ../nbs/08_overfitting.ipynb #3da4b3ea
-class EarlyStopping:
+class EarlyStopping(_Watcher):
     "A callback that ends training when `key` has not become better for `patience` epochs."
     def __init__(self, key: str = 'valid_loss',    # a column of the table of results
                  patience: int = 3,                # epochs without a new best
-                 lowest: bool | None = None):      # is low good? as in `best_epoch`
-        if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f'patience={patience!r}: it has to be a whole number from 1 up.')
-        self.key, self.patience, self.lowest = key, patience, lowest
+                 mode: str | None = None):         # 'max' or 'min', as in `best_epoch`
+        check(is_whole(patience), 'patience', patience, 'a whole number from 1 up')
+        super().__init__(key, mode)
+        self.patience = patience
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> bool: # True: stop
-        rows = recorder.history
-        start = max(i for i, row in enumerate(rows) if row['epoch'] == 0) # of the present call
-        costs = _costs(rows[start:], self.key, self.lowest)
+        start = max(i for i, row in enumerate(recorder.history) if row['epoch'] == 0) # of this call
+        costs = _costs(recorder, self.key, self.mode, start)
         return len(costs) - 1 - costs.index(min(costs)) >= self.patience

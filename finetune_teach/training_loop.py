@@ -23,7 +23,7 @@ from .engine.features import FeatureCache, Loaders, cache_features
 from .engine.guards import batch_names, drain, guarded
 from .engine.history import Epoch, Recorder, Step
 from .engine.matching import class_names, match_sets
-from .engine.metrics import compute_metrics, metric_names
+from .engine.metrics import compute_metrics, metric_names, put_on, says_mode
 from .engine.modules import NORMS, device_of
 from .engine.precision import with_precision
 from .engine.random_state import not_repeatable, seeded
@@ -87,10 +87,12 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, wd: float) -> None:
             group['weight_decay'] = wd
 
 # %% ../nbs/04_training_loop.ipynb #ed8e713d
+@says_mode('max')
 def accuracy(logits: torch.Tensor, targets: torch.Tensor) -> float:
     "Return the share of pictures whose highest logit is that of their class."
     return (logits.argmax(1) == targets).float().mean().item()
 
+@says_mode('min')
 def error_rate(logits: torch.Tensor, targets: torch.Tensor) -> float:
     "Return the share of pictures that get the wrong class, 1 - accuracy."
     return 1 - accuracy(logits, targets)
@@ -103,7 +105,7 @@ def get_logits(model: nn.Module, loader: Iterable # of (x, y)
 def validate(model: nn.Module, loader: Iterable, loss_func: Callable = F.cross_entropy,
              metrics: Sequence[Callable] = (error_rate,)) -> list[float]: # loss, then each metric
     "Return loss and metrics over all pictures of a loader at once, not averaged over batches."
-    return compute_metrics(*get_logits(model, loader), loss_func, metrics)
+    return compute_metrics(*get_logits(model, loader), loss_func, metrics, device_of(model))
 
 # %% ../nbs/04_training_loop.ipynb #bb98bf83
 def train_epoch(model: nn.Module, loader: Iterable, rates: Iterable, # of (lrs, moms), a step each
@@ -111,6 +113,7 @@ def train_epoch(model: nn.Module, loader: Iterable, rates: Iterable, # of (lrs, 
                 step: Callable = train_step) -> Iterator[Step]:
     "Go through the batches once; yield a `Step` after each."
     model.train()
+    put_on([loss_func], device_of(model))
     for (x, y), (lrs, moms) in zip(loader, rates):
         set_rates(optimizer, lrs, moms)
         yield Step(step(model, x, y, optimizer, loss_func), lrs, moms)
@@ -124,7 +127,8 @@ def train(model: nn.Module, dls, epochs: int, schedule: Schedule,
     for _ in range(epochs):
         yield from train_epoch(model, dls.train, rates, optimizer, loss_func, step)
         logits, targets = get_logits(model, dls.valid)
-        yield Epoch(compute_metrics(logits, targets, loss_func, metrics), logits, targets)
+        values = compute_metrics(logits, targets, loss_func, metrics, device_of(model))
+        yield Epoch(values, logits, targets)
 
 # %% ../nbs/04_training_loop.ipynb #0d548f7c
 def prepare(model: nn.Module, dls, precision: str = 'fp32',
@@ -157,6 +161,9 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     metrics = [metrics] if callable(metrics) else metrics
     schedule, names = Schedule(*schedule), metric_names(metrics)
     _check_schedule(epochs, schedule, dls, len(groups))
+    recorder.begin_fit(metrics)
+    for begin in [c.before_fit for c in callbacks if hasattr(c, 'before_fit')]:
+        begin(model, recorder)
     recorder.begin_phase(phase_name(model), groups)
     table = ResultsTable(names, show and world().rank == 0)
     for row in recorder.history[len(recorder.history) - done:]:

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import assert_unchanged, changed, everything, same_bits, state
+from conftest import assert_unchanged, changed, everything, same_bits, small_network, state
 from finetune_teach.engine.history import Phase, Recorder
+from finetune_teach.engine.metrics import auc, balanced_accuracy, f1_macro, top_k_accuracy
 from finetune_teach.engine.plots import COLOURS
 from finetune_teach.overfitting import (
     EarlyStopping, KeepBest, best_epoch, calibration, confidences, mistakes_in, plot_calibration,
     plot_loss_and_metric, top_mistakes)
+from finetune_teach.tools.learners import load_learner
 from finetune_teach.training_loop import accuracy, error_rate, get_logits
 
 
@@ -22,7 +24,8 @@ def recorder():
                    error_rate=[.6, .5, .4, .4], accuracy=[.4, .5, .6, .6])
     rows = [{'phase': 'frozen' if i == 0 else 'unfrozen', 'epoch': max(i - 1, 0), 'position': i + 1.,
              **{name: values[i] for name, values in columns.items()}, 'time': 1.} for i in range(4)]
-    return Recorder(history=rows, phases=[Phase('frozen', 0.), Phase('unfrozen', 1.)])
+    return Recorder(history=rows, phases=[Phase('frozen', 0.), Phase('unfrozen', 1.)],
+                    modes={'error_rate': 'min', 'accuracy': 'max'})
 
 
 def sure(predicted, confidence, n_classes=4):
@@ -36,17 +39,30 @@ def sure(predicted, confidence, n_classes=4):
 
 # Best epoch
 
-@pytest.mark.parametrize('key, lowest, expected', [
-    ('valid_loss', None, 1), ('train_loss', None, 3), ('error_rate', None, 2), ('error_rate', False, 0),
-    ('accuracy', None, 2), ('accuracy', True, 0)])
-def test_best_epoch_is_a_place_in_the_history_and_the_first_of_equals(recorder, key, lowest, expected):
-    assert best_epoch(recorder, key, lowest) == expected
+@pytest.mark.parametrize('key, mode, expected', [
+    ('valid_loss', None, 1), ('train_loss', None, 3), ('error_rate', None, 2), ('error_rate', 'max', 0),
+    ('accuracy', None, 2), ('accuracy', 'min', 0), ('time', None, 0)])
+def test_best_epoch_is_a_place_in_the_history_and_the_first_of_equals(recorder, key, mode, expected):
+    assert best_epoch(recorder, key, mode) == expected
+
+
+@pytest.mark.parametrize('mode', [None, 'highest', False])
+def test_which_way_is_good_is_never_assumed(recorder, mode):
+    for row in recorder.history:
+        row['f1'] = row['accuracy']
+    for ask in (best_epoch, plot_loss_and_metric):
+        with pytest.raises(ValueError, match="'f1'.*mode='max'.*metric.higher_is_better = True"):
+            ask(recorder, 'f1', mode=mode)
+    assert best_epoch(recorder, 'f1', 'max') == 2 and best_epoch(recorder, 'f1', 'min') == 0
 
 
 def test_best_epoch_leaves_out_epochs_without_a_value(recorder):
     recorder.history[2]['error_rate'] = math.nan
     del recorder.history[3]['error_rate']
     assert best_epoch(recorder, 'error_rate') == 1
+    recorder.history[0]['accuracy'], recorder.history[1]['accuracy'] = math.nan, math.inf
+    del recorder.history[2]['accuracy']
+    assert best_epoch(recorder, 'accuracy') == 3
 
 
 @pytest.mark.parametrize('key', ['eror_rate', 'phase'])
@@ -71,7 +87,7 @@ def test_best_epoch_before_any_training():
 
 def watch(callback, losses, key='valid_loss', first=0):
     "What a callback says of a made-up run with these values in `key`; `first` is its first epoch's number."
-    recorder, model, said = Recorder(), nn.Linear(1, 1), []
+    recorder, model, said = Recorder(modes={'accuracy': 'max'}), nn.Linear(1, 1), []
     for i, value in enumerate(losses):
         recorder.history.append({'phase': 'frozen', 'epoch': first + i, 'position': i + 1., key: value})
         nn.init.constant_(model.weight, i)
@@ -79,11 +95,11 @@ def watch(callback, losses, key='valid_loss', first=0):
     return said, model
 
 
-@pytest.mark.parametrize('key, lowest, values, expected', [
-    ('valid_loss', None, [3, 1, 2, 1], 1), ('accuracy', None, [.1, .5, .4, .5], 1), ('f1', False, [.1, .2, .6], 2),
-    ('f1', None, [.1, .2, .6], 0), ('valid_loss', None, [math.nan, 2, math.nan, math.inf], 1)])
-def test_keep_best_restores_the_weights_of_the_best_epoch(key, lowest, values, expected):
-    keep = KeepBest(key, lowest)
+@pytest.mark.parametrize('key, mode, values, expected', [
+    ('valid_loss', None, [3, 1, 2, 1], 1), ('accuracy', None, [.1, .5, .4, .5], 1), ('f1', 'max', [.1, .2, .6], 2),
+    ('f1', 'min', [.1, .2, .6], 0), ('valid_loss', None, [math.nan, 2, math.nan, math.inf], 1)])
+def test_keep_best_restores_the_weights_of_the_best_epoch(key, mode, values, expected):
+    keep = KeepBest(key, mode)
     said, model = watch(keep, [float(v) for v in values], key)
     assert not any(said), 'it never stops a run'
     assert keep.epoch == expected and keep.restore(model) is model and model.weight.item() == expected
@@ -121,16 +137,70 @@ def test_keep_best_goes_on_from_a_checkpoint():
     assert fresh.epoch is None and fresh.weights is None and fresh.cost == math.inf
 
 
-@pytest.mark.parametrize('callback', [KeepBest('acuracy'), EarlyStopping('acuracy')])
-def test_callbacks_name_the_columns_there_are(make_learner, callback):
-    with pytest.raises(ValueError, match="'acuracy'.*error_rate.*valid_loss"):
-        make_learner().fit(1, callbacks=[callback])
+@pytest.mark.parametrize('kept', [True, False])
+@pytest.mark.parametrize('callback, told', [
+    (KeepBest('acuracy'), "'acuracy'.*error_rate.*valid_loss"), (EarlyStopping('acuracy'), "'acuracy'.*valid_loss"),
+    (KeepBest('level'), "'level'.*mode='max'"), (EarlyStopping('level'), "'level'.*mode='max'"),
+    (EarlyStopping('level', mode='up'), "'level', mode='up'")])
+def test_callbacks_complain_before_any_training(make_learner, tmp_path, callback, told, kept):
+    def level(logits, targets):
+        return 1.0
+    learn = make_learner(metrics=[error_rate, level], checkpoint=tmp_path / 'run' if kept else None)
+    before = everything(learn.model, learn.optimizer)
+    with pytest.raises(ValueError, match=told):
+        learn.fit(1, callbacks=[callback])
+    assert_unchanged(before, everything(learn.model, learn.optimizer))
+    assert not learn.recorder.steps and not learn.recorder.history and not [*tmp_path.iterdir()]
+    learn.fit(1, 1e-3, callbacks=[KeepBest('level', mode='max')])
+    assert len(learn.recorder.history) == 1
+
+
+@pytest.mark.parametrize('metric', [f1_macro, auc, balanced_accuracy, top_k_accuracy(2), accuracy, error_rate])
+def test_keep_best_and_early_stopping_know_the_built_in_metrics(make_learner, metric):
+    learn, states, name = make_learner(metrics=[metric, metric]), [], metric.__name__ + '_2'
+    keep, stop = KeepBest(name), EarlyStopping(name, patience=4)
+    learn.unfreeze()
+    learn.fit(8, 5e-2, callbacks=[keep, stop, lambda model, recorder: states.append(state(model))])
+    values = [row[name] for row in learn.recorder.history]
+    best = values.index((min if metric is error_rate else max)(values))
+    assert len(set(values)) > 1 and best_epoch(learn.recorder, name) == keep.epoch == best
+    assert same_bits(keep.weights, states[best]) and len(values) == min(8, best + 5)
+    star = stars(plot_loss_and_metric(learn.recorder, name)[1])
+    assert star == [(best + 1, values[best])]
+
+
+def test_before_fit_is_called_once_with_a_checkpoint_and_without(make_learner, tmp_path):
+    class Notes:
+        def __init__(self):
+            self.seen = []
+
+        def before_fit(self, model, recorder):
+            self.seen.append((len(recorder.history), recorder.columns))
+
+        def __call__(self, model, recorder):
+            self.seen.append(len(recorder.history))
+
+    columns = ['train_loss', 'valid_loss', 'error_rate', 'time']
+    for checkpoint in (None, tmp_path / 'run'):
+        notes, learn = Notes(), make_learner(checkpoint=checkpoint)
+        learn.fit(2, 1e-3, callbacks=[notes])
+        learn.fit(1, 1e-3, callbacks=notes)
+        assert notes.seen == [(0, columns), 1, 2, (2, columns), 3]
+
+
+def test_a_loaded_learner_knows_which_way_is_good(make_learner, tmp_path):
+    learn = make_learner(metrics=[accuracy, lambda logits, targets: 1.0])
+    learn.fit(2, 1e-2)
+    loaded = load_learner(learn.save(tmp_path / 'a'), small_network(), device='cpu')
+    assert best_epoch(loaded.recorder, 'accuracy') == best_epoch(learn.recorder, 'accuracy')
+    with pytest.raises(ValueError, match="'<lambda>'.*mode='max'"):
+        best_epoch(loaded.recorder, '<lambda>')
 
 
 def test_keep_best_restores_to_the_bit_and_nothing_else(make_learner):
     learn, states = make_learner(), []
     learn.unfreeze()
-    keep = KeepBest('train_loss', lowest=False)
+    keep = KeepBest('train_loss', mode='max')
     learn.fit(3, 1e-2, callbacks=[keep, lambda model, recorder: states.append(state(model))])
     assert keep.epoch < 2 and not same_bits(state(learn.model), states[keep.epoch])
     assert changed(states[0], states[2]) >= {n for n in states[0] if 'running_mean' in n}
@@ -143,12 +213,12 @@ def test_keep_best_restores_to_the_bit_and_nothing_else(make_learner):
     assert learn.recorder.history == history
 
 
-@pytest.mark.parametrize('losses, patience, lowest, stops_after', [
+@pytest.mark.parametrize('losses, patience, mode, stops_after', [
     ([5, 4, 3, 4, 4, 4, 1], 3, None, 5), ([5, 4, 4], 1, None, 2), ([5, 4, 4.5, 3, 2], 2, None, None),
-    ([5, math.nan, math.nan, 4, 3], 2, None, 2), ([math.nan, 5, 6, 4], 2, None, None), ([1, 2, 3], 2, False, None),
+    ([5, math.nan, math.nan, 4, 3], 2, None, 2), ([math.nan, 5, 6, 4], 2, None, None), ([1, 2, 3], 2, 'max', None),
     ([math.nan, math.nan, math.nan], 2, None, 2)])
-def test_early_stopping_stops_at_the_right_epoch(losses, patience, lowest, stops_after):
-    said, _ = watch(EarlyStopping(patience=patience, lowest=lowest), [float(v) for v in losses])
+def test_early_stopping_stops_at_the_right_epoch(losses, patience, mode, stops_after):
+    said, _ = watch(EarlyStopping(patience=patience, mode=mode), [float(v) for v in losses])
     assert (said.index(True) if True in said else None) == stops_after
 
 
@@ -162,7 +232,7 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_one(make_learner):
     metrics = [error_rate, accuracy]
     whole, stopped = make_learner(metrics=metrics), make_learner(metrics=metrics)
     whole.fit(6, 1e-2)
-    stop = EarlyStopping('train_loss', patience=2, lowest=False) # falls, so it stops after the third epoch
+    stop = EarlyStopping('train_loss', patience=2, mode='max') # falls, so it stops after the third epoch
     stopped.fit(6, 1e-2, callbacks=[KeepBest('accuracy'), stop])
     assert len(stopped.recorder.history) == 3 and stopped.recorder.losses == whole.recorder.losses[:len(stopped.recorder.losses)]
     whole = make_learner(metrics=metrics)
@@ -174,7 +244,7 @@ def test_early_stopping_counts_in_each_phase_anew(make_learner):
     def level(logits, targets):
         return 1.0
     learn = make_learner(metrics=level)
-    learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('level', patience=1, lowest=True)])
+    learn.fine_tune(4, freeze_epochs=4, callbacks=[EarlyStopping('level', patience=1, mode='min')])
     assert [(r['phase'], r['epoch']) for r in learn.recorder.history] == [
         ('frozen', 0), ('frozen', 1), ('unfrozen', 0), ('unfrozen', 1)]
 

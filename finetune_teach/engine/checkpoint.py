@@ -22,7 +22,7 @@ from .history import Phase, PredictedLabels, Recorder, Step
 from .modules import checksum
 from .random_state import keep_random_state, random_state, set_random_state
 from .saving import (
-    SavedModel, damaged_file, file_name, load_into, read_saved, save_model)
+    SavedModel, damaged_file, file_name, known_modes, load_into, read_saved, save_model)
 from .versions import versions
 
 # %% ../../nbs/engine/checkpoint.ipynb #86bd7f06
@@ -49,7 +49,8 @@ def recorder_from(saved: SavedModel) -> Recorder:
                for i in range(len(saved.history))]
     return Recorder(saved.history, steps, [Phase(*phase) for phase in about['phases']],
                     about['group_names'], about['epochs_begun'],
-                    [None if a[0] is None else PredictedLabels(*a) for a in answers])
+                    [None if a[0] is None else PredictedLabels(*a) for a in answers],
+                    known_modes(saved))
 
 # %% ../../nbs/engine/checkpoint.ipynb #8bd29dcc
 def random_tensors(state: tuple) -> dict[str, torch.Tensor]:
@@ -128,8 +129,6 @@ class Checkpoint:
         k, self.callbacks = len(self.calls), callbacks
         if k >= len(self.in_file):
             self.calls.append({**call, 'done': 0, 'finished': False})
-            if k == 0:
-                self.save() # whether it can be written shows now, not after an epoch
             return 0
         before, last = self.in_file[k], k == len(self.in_file) - 1
         check_same_training(self.path, k + 1, before, call)
@@ -137,6 +136,18 @@ class Checkpoint:
             self.restore()
         self.calls.append(before)
         return call['epochs'] if before['finished'] or not last else before['done']
+
+    def before_fit(self, model: nn.Module, recorder: Recorder) -> None:
+        "Ask the call's other callbacks before it; if one objects, nothing was begun."
+        try:
+            for callback in self.callbacks:
+                if hasattr(callback, 'before_fit'):
+                    callback.before_fit(model, recorder)
+            if not self.in_file and len(self.calls) == 1:
+                self.save() # whether it can be written shows now, not after an epoch
+        except BaseException:
+            self.calls.pop()
+            raise
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> bool: # True: stop
         "Ask the call's other callbacks after an epoch, and write the file."

@@ -8,14 +8,14 @@ __all__ = ['Step', 'Epoch', 'Phase', 'PredictedLabels', 'predicted_labels', 'Rec
 
 # %% ../../nbs/engine/history.ipynb #61c88fdd
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .metrics import NOT_METRICS
+from .metrics import NOT_METRICS, metric_modes
 from .plots import COLOURS, new_axes, rate_axis
 
 # %% ../../nbs/engine/history.ipynb #404021d0
@@ -62,6 +62,8 @@ class Recorder:
     group_names: list[str] = field(default_factory=list)
     epochs_begun: int = 0                             # also unfinished ones; seeds each epoch
     answers: list[PredictedLabels | None] = field(default_factory=list, repr=False) # by epoch
+    modes: dict[str, str | None] = field(default_factory=dict) # of metrics: 'max', 'min', None: unknown
+    columns: list[str] = field(default_factory=list, repr=False, compare=False) # of the present fit
 
     @property
     def losses(self) -> list[float]:
@@ -87,6 +89,22 @@ class Recorder:
     def position(self) -> float:
         "The place that training has come to, in epochs since the first step of all."
         return self.steps[-1].position if self.steps else 0.0
+
+    def begin_fit(self, metrics: Sequence[Callable]) -> None:
+        "Note the columns that are going to be filled, and which way is good in each."
+        modes = metric_modes(metrics)
+        self.columns = ['train_loss', 'valid_loss', *modes, 'time']
+        self.modes.update(modes)
+
+    def mode(self, key: str, mode: str | None = None) -> str: # 'max' or 'min'
+        "Return which way is good in a column: as `mode` says, or else as its metric said."
+        known = {'train_loss': 'min', 'valid_loss': 'min', 'time': 'min', **self.modes}
+        found = known.get(key) if mode is None else mode
+        if found not in ('max', 'min'):
+            raise ValueError(f"{key!r}, mode={mode!r}: is high good there, or low? Say mode='max' or "
+                             "mode='min', or set metric.higher_is_better = True (or False) before "
+                             'training.')
+        return found
 
     def begin_phase(self, name: str, group_names: Sequence[str]) -> None:
         "Begin the phase `name`; going on with the same layers makes no new phase."

@@ -106,7 +106,7 @@ def top_k_accuracy(k: int) -> Callable: # a metric; its column is called top_3_a
     def top_accuracy(logits, targets):
         if k > logits.shape[1]:
             raise ValueError(f'there are {logits.shape[1]} classes, so k={k} is too large')
-        best = logits.argsort(1, descending=True, stable=True)[:, :k]
+        best = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
         return (best == targets[:, None]).any(1).float().mean().item()
     top_accuracy.__name__ = f'top_{k}_accuracy'
     return top_accuracy

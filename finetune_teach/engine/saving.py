@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'READABLE', 'file_name', 'file_checksum', 'write_tensors', 'damaged_file', 'OtherFile', 'read_tensors',
-           'save_model', 'SavedModel', 'read_saved', 'check_same', 'check_fits', 'optimizer_state', 'load_into']
+           'save_model', 'SavedModel', 'read_saved', 'known_modes', 'check_same', 'check_fits', 'optimizer_state',
+           'load_into']
 
 # %% ../../nbs/engine/saving.ipynb #9dada526
 import hashlib
@@ -124,7 +125,8 @@ def save_model(name: str | os.PathLike,  # of the file; '.safetensors' is added
             tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(t) for k, t in state.items()}
     about |= {'description': description or {}, 'versions': versions(),
               'learns': [name for name, p in model.named_parameters() if p.requires_grad],
-              'history': recorder.history if recorder else []}
+              'history': recorder.history if recorder else [],
+              'modes': recorder.modes if recorder else {}}
     return write_tensors(file_name(name), tensors, about)
 
 # %% ../../nbs/engine/saving.ipynb #f3b81491
@@ -147,6 +149,12 @@ def read_saved(name: str | os.PathLike) -> SavedModel:
         if not isinstance(about.get(key), kind):
             raise damaged_file(path, f'it has no {key}')
     return SavedModel(path, tensors, *(about.pop(key) for key in kinds), about)
+
+def known_modes(saved: SavedModel) -> dict[str, str]: # by column; older files have none
+    "Which way is good in each metric of the history, as far as the file says it."
+    modes = saved.about.get('modes')
+    return {k: v for k, v in modes.items() if v in ('max', 'min', None)} if isinstance(
+        modes, dict) else {}
 
 # %% ../../nbs/engine/saving.ipynb #763cfca3
 def _class_difference(here: Sequence, there: Sequence) -> str:

@@ -35,7 +35,7 @@ class ResultsTable:
            ) -> None:
         "Show one more row."
         minutes, seconds = divmod(round(row['time']), 60)
-        self.rows.append([*(_cell(row[name]) for name in self.columns),
+        self.rows.append([*(_cell(row.get(name, '')) for name in self.columns),
                           f'{minutes:02}:{seconds:02}'])
         if self.show and self.notebook:
             self.draw()

@@ -19,7 +19,7 @@ from ..engine.description import (
 from ..engine.distributed import default_device
 from ..engine.messages import short, warn
 from ..engine.random_state import seeded
-from ..engine.saving import check_fits, load_into, read_saved
+from ..engine.saving import check_fits, known_modes, load_into, read_saved
 from ..engine.settings import restore_settings
 from ..engine.tiny_resnet import tiny_resnet
 from ..engine.weights import find_builder, own_preprocessing, preprocessing_of
@@ -111,5 +111,5 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
     learn = Learner(None, build(), device=device, description=about, **settings)
     load_into(saved, learn.model, learn.optimizer)
     freezing.eval_what_is_frozen(learn.model)
-    learn.recorder.history = saved.history
+    learn.recorder.history, learn.recorder.modes = saved.history, known_modes(saved)
     return learn

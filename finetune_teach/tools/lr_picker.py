@@ -23,7 +23,7 @@ from ..engine.features import FeatureLoader, cache_features
 from ..engine.guards import NotFinite
 from ..engine.history import Recorder, smooth
 from ..engine.metrics import compute_metrics, metric_names
-from ..engine.modules import modes_kept
+from ..engine.modules import device_of, modes_kept
 from ..engine.plots import COLOURS, new_axes
 from ..engine.precision import with_precision
 from ..engine.random_state import keep_random_state, with_own_random_state
@@ -74,7 +74,8 @@ class PreviewTrainer:
         with modes_kept(self.part), keep_random_state():
             part = with_precision(self.part, self.precision)
             logits, targets = get_logits(part, self.loaders.valid)
-        values = compute_metrics(logits, targets, self.loss_func, self.metrics)
+        values = compute_metrics(logits, targets, self.loss_func, self.metrics,
+                                 device_of(self.part))
         return dict(zip(['valid_loss', *metric_names(self.metrics)], values))
 
     def train(self, lr: float | slice) -> Iterator[PreviewRun]:

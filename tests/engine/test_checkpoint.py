@@ -50,7 +50,7 @@ def by_hand(learn):
 
 def with_callbacks(learn):
     learn.best = KeepBest('error_rate')
-    learn.fit_one_cycle(4, 1e-2, callbacks=[learn.best, EarlyStopping('valid_loss', patience=1, lowest=False)])
+    learn.fit_one_cycle(4, 1e-2, callbacks=[learn.best, EarlyStopping('valid_loss', patience=1, mode='max')])
     learn.best.restore(learn.model)
 
 
@@ -146,11 +146,11 @@ def test_ctrl_c_amid_an_epoch_leaves_a_file_to_go_on_from(make_learner, tmp_path
         after_step = staticmethod(stops)
     ends = []
     for path in (None, tmp_path / 'run'):
-        keep, stop = KeepBest(), EarlyStopping('train_loss', patience=2, lowest=False)
+        keep, stop = KeepBest(), EarlyStopping('train_loss', patience=2, mode='max')
         if path:
             learn = make_learner(checkpoint=path)
             with pytest.raises(KeyboardInterrupt):
-                learn.fit(5, 1e-2, callbacks=[KeepBest(), EarlyStopping('train_loss', 2, False), Stops()])
+                learn.fit(5, 1e-2, callbacks=[KeepBest(), EarlyStopping('train_loss', 2, 'max'), Stops()])
             assert len(learn.recorder.history) == 2 == len(read_saved(path).history)
         learn = make_learner(checkpoint=path)
         learn.fit(5, 1e-2, callbacks=[keep, stop, Clip()])
