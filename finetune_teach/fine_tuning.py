@@ -8,7 +8,6 @@ __all__ = ['fine_tune', 'Learner']
 # %% ../nbs/07_fine_tuning.ipynb #9d2b64d1
 import os
 import warnings
-from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import freezing
-from .engine.checkpoint import Checkpoint, training_signature
+from .engine.checkpoint import Checkpoint
 from .engine.description import describe_pictures
-from .engine.distributed import default_device, world
+from .engine.distributed import default_device
 from .engine.features import FeatureCache, cache_features
 from .engine.history import Recorder
 from .engine.matching import match
 from .engine.messages import warn
-from .engine.metrics import metric_names
+from .engine.metrics import named_values
 from .engine.mirror_check import mirror_trouble
 from .engine.modules import modes_kept
 from .engine.picture_sets import labelled_pictures
@@ -101,19 +100,14 @@ class Learner:
     @property
     def dls(self):
         "The pictures; others that you set get the model's classes, by name, and preprocessing."
+        if self._dls is None:
+            raise ValueError('this learner was loaded without pictures: give it some, '
+                             'learn.dls = image_folders(...).')
         return self._dls
 
     @dls.setter
     def dls(self, dls) -> None:
         self._dls = match(dls, self.description, self.device)
-
-    @property
-    def loaders(self):
-        "The same; a `ValueError` if there are none."
-        if self.dls is None:
-            raise ValueError('this learner was loaded without pictures: give it some, '
-                             'learn.dls = image_folders(...).')
-        return self.dls
 
     def freeze_to(self, n: int) -> None:
         "Let the layer groups from `n` on learn; -1 is the head alone, 0 is everything."
@@ -132,7 +126,7 @@ class Learner:
             callbacks: Sequence[Callable] = ()) -> None:
         "Train at a constant rate (a number, a slice or a list)."
         lrs = spread_lrs(self.lr if lr is None else lr, len(layer_groups(self.model)))
-        self._fit(n_epoch, constant(self.n_steps(n_epoch), lrs), wd, reset_opt, callbacks)
+        self._fit(n_epoch, constant(check_epochs(n_epoch) * len(self.dls.train), lrs), wd, reset_opt, callbacks)
 
     def fit_one_cycle(self,
                       n_epoch: int,            # how often every training picture is seen
@@ -140,8 +134,7 @@ class Learner:
                       div: float = 25.0,       # the first rate is lr_max / div
                       div_final: float = 1e5,  # the last is close to lr_max / div_final
                       pct_start: float = 0.25, # share of the steps in which the rate rises
-                      wd: float | None = None, # weight decay; default the learner's
-                      moms: tuple | None = None, # at start, peak, end; default the learner's
+                      wd: float | None = None, moms: tuple | None = None, # default the learner's
                       reset_opt: bool = False, # empty the optimiser's memory first
                       callbacks: Sequence[Callable] = () # as for `fit`
                      ) -> None:
@@ -154,12 +147,7 @@ class Learner:
                            moms: tuple | None = None) -> Schedule:
         "The schedule of `fit_one_cycle`; `recorder.plot_schedule` draws it before any training."
         lrs = spread_lrs(self.lr if lr_max is None else lr_max, len(layer_groups(self.model)))
-        return one_cycle(self.n_steps(n_epoch), lrs, div, div_final, pct_start, moms or self.moms)
-
-    def n_steps(self, n_epoch: int) -> int:
-        "The number of batches in `n_epoch` epochs."
-        check_epochs(n_epoch)
-        return n_epoch * len(self.loaders.train)
+        return one_cycle(check_epochs(n_epoch) * len(self.dls.train), lrs, div, div_final, pct_start, moms or self.moms)
 
     def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool,
              callbacks: Sequence[Callable]) -> None:
@@ -170,12 +158,10 @@ class Learner:
         callbacks = [callbacks] if callable(callbacks) else callbacks
         set_weight_decay(self.optimizer, wd)
         if self.checkpoint:
-            done = self.checkpoint.begin(training_signature(
-                self.dls, n_epoch, schedule, phase_name(self.model), self.seed, wd), callbacks)
+            done = self.checkpoint.begin(self.dls, n_epoch, schedule, phase_name(self.model),
+                                         self.seed, wd, callbacks, self.show)
             freezing.eval_what_is_frozen(self.model)
             callbacks = [self.checkpoint]
-        if done and self.show and world().rank == 0:
-            print(f'{self.checkpoint.path.name}: {done} of {n_epoch} epochs were done before.')
         if done < n_epoch:
             try:
                 fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
@@ -196,7 +182,7 @@ class Learner:
         def fit_phase(model, dls, n_epoch, lr_max, recorder, **options):
             self.optimizer.state.clear() # made while other layers were learning
             self.fit_one_cycle(n_epoch, lr_max, **options)
-        fine_tune(self.model, self.loaders, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div,
+        fine_tune(self.model, self.dls, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div,
                   self.train_bn, fit_phase, **kwargs)
 
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
@@ -205,7 +191,7 @@ class Learner:
         "Run the learning-rate finder on a copy; nothing of the learner changes."
         options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed,
                    'precision': self.precision, 'cache': self.cache, **kwargs}
-        finder = lr_find(self.model, self.loaders, **options)
+        finder = lr_find(self.model, self.dls, **options)
         if show and in_notebook():
             finder.plot()
         return finder
@@ -213,16 +199,14 @@ class Learner:
     def validate(self, pictures=None # a folder of class folders, or a loader; None: `dls.valid`
                 ) -> tuple:          # named: valid_loss and each metric
         "Loss and metrics on the validation pictures, or on others; classes are matched by name."
-        names = ['valid_loss', *metric_names(self.metrics)]
         model = with_precision(self.model, self.precision)
         if pictures is None:
-            model, loaders = cache_features(model, self.loaders, self.cache)
+            model, loaders = cache_features(model, self.dls, self.cache)
             loader = loaders.valid
         else:
             loader = labelled_pictures(pictures, self.description, self.device)
         with modes_kept(model):
-            values = validate(model, loader, self.loss_func, self.metrics)
-        return namedtuple('Validation', names, rename=True)(*values)
+            return named_values(self.metrics, validate(model, loader, self.loss_func, self.metrics))
 
     def predict(self, image,    # a path, PIL image, array; many: a list, a folder, a generator
                 **options       # for `engine.prediction.predict`: batch_size, on_error, ...
@@ -233,7 +217,7 @@ class Learner:
 
     def summary(self) -> Text:
         "Layer groups, their parts, output shapes, parameters, and which of them learn."
-        return summary(self.model, next(iter(self.loaders.valid))[0][:2], layer_groups(self.model))
+        return summary(self.model, next(iter(self.dls.valid))[0][:2], layer_groups(self.model))
 
     def describe(self, trained_with=None) -> dict:
         "Return what goes into a file: how the model was built, is trained, and wants pictures."

@@ -98,10 +98,11 @@ def _check_rates(lrs: Sequence[float], given) -> None:
                              'Usual values lie between 1e-6 and 1e-1; lr_find helps to choose.')
 
 # %% ../nbs/05_one_cycle.ipynb #c0e9d1a7
-def check_epochs(n: int) -> None:
+def check_epochs(n: int) -> int: # the same
     "Raise a `ValueError` unless `n` is a number of epochs."
     if not isinstance(n, Integral) or n < 1:
         raise ValueError(f'the number of epochs has to be a whole number from 1 up, not {n!r}.')
+    return n
 
 def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float) -> None:
     "Raise a `ValueError` for numbers that make no fine-tuning, before its first epoch."

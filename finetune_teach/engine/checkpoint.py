@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .distributed import by_first_process
+from .distributed import by_first_process, world
 from .history import Phase, PredictedLabels, Recorder, Step
 from .modules import checksum
 from .random_state import keep_random_state, random_state, set_random_state
@@ -124,9 +124,20 @@ class Checkpoint:
             raise ValueError(f'{self.path} is no checkpoint of a training: name another file.')
         return calls
 
-    def begin(self, call: dict, callbacks: Sequence[Callable] = ()) -> int: # epochs done before
+    def begin(self, dls, epochs: int, schedule, layers: str, seed: int | None = None,
+              wd: float | None = None,        # these as for `training_signature`
+              callbacks: Sequence[Callable] = (), show: bool = False # say what was done before?
+             ) -> int:                        # epochs that were
         "Find the place of the next call of `fit`, and restore everything as it was there."
-        k, self.callbacks = len(self.calls), callbacks
+        self.callbacks = callbacks
+        done = self._place(training_signature(dls, epochs, schedule, layers, seed, wd))
+        if done and show and world().rank == 0:
+            print(f'{self.path.name}: {done} of {epochs} epochs were done before.')
+        return done
+
+    def _place(self, call: dict) -> int: # epochs done before
+        "Go to the next call of `fit`; restore what the file has of it."
+        k = len(self.calls)
         if k >= len(self.in_file):
             self.calls.append({**call, 'done': 0, 'finished': False})
             return 0

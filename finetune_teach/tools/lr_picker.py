@@ -347,7 +347,7 @@ def pick_lr(learn,           # a `Learner`, or a model together with `dls`; it s
                          'pick_lr(model, dls).')
     if dls is None:
         trainer = PreviewTrainer(
-            learn.model, learn.loaders, learn.optimizer, epochs, learn.loss_func, learn.metrics,
+            learn.model, learn.dls, learn.optimizer, epochs, learn.loss_func, learn.metrics,
             learn.wd, learn.moms, learn.seed, learn.recorder.epochs_begun, learn.precision,
             learn.cache)
         options = {'wd': learn.wd, 'loss_func': learn.loss_func, 'seed': learn.seed, **kwargs}

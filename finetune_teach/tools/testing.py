@@ -128,7 +128,7 @@ def evaluate(learn: Learner,     # trained, or from `load_learner`
              show: bool = True   # draw the plots, where this runs in a notebook
             ) -> ClassReport:
     "Test a model on labelled pictures: errors, classes that are confused, worst mistakes."
-    loader = (learn.loaders.valid if data is None else
+    loader = (learn.dls.valid if data is None else
               labelled_pictures(data, learn.description, learn.device))
     classes = learn.description.get('classes')
     if getattr(loader, 'shuffle', False) and is_dataclass(loader): # training pictures, as they are
