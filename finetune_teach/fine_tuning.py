@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import freezing
-from .engine.checkpoint import Checkpoint, training_signature
+from .engine.checkpoint import Checkpoint, begin_call
 from .engine.description import describe_pictures
-from .engine.distributed import default_device, world
+from .engine.distributed import default_device
 from .engine.features import FeatureCache, cache_features
 from .engine.history import Recorder
 from .engine.metrics import metric_names
 from .engine.modules import modes_kept
+from .engine.optimizers import set_weight_decay
 from .engine.precision import check_precision, with_precision
 from .engine.prediction import Prediction, predict
 from .engine.saving import load_into, read_saved, save_model
@@ -33,7 +34,7 @@ from .freezing import freeze, layer_groups, phase_name, unfreeze
 from .lr_finder import LRFinder, lr_find
 from .one_cycle import check_epochs, check_fine_tune, one_cycle, spread_lrs
 from .training_loop import (
-    Schedule, constant, create_optimizer, error_rate, fit, set_weight_decay, validate)
+    Schedule, constant, create_optimizer, error_rate, fit, make_optimizer, train_step, validate)
 
 # %% ../nbs/07_fine_tuning.ipynb #41221ca9
 def fit_one_cycle(model: nn.Module, dls, epochs: int, # as for `fit`
@@ -61,9 +62,7 @@ def fine_tune(model: nn.Module,        # `nn.Sequential(body, head)`, or any net
               **options                # for both calls of `fit`
              ) -> Recorder:
     "Train the head with the body frozen, then everything with small, discriminative rates."
-    check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult)
-    if 'lr_max' in options:
-        raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
+    check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult, options)
     options.setdefault('recorder', Recorder())
     if freeze_epochs:
         freeze(model, train_bn)
@@ -87,6 +86,8 @@ class Learner:
                  train_bn: bool = False,     # let a frozen body's norm layers learn, as fastai does
                  seed: int | None = None,    # makes training repeatable to the bit
                  device: str | torch.device | None = None, # default: a GPU if there is one
+                 opt_func: Callable = create_optimizer, # of model and wd: `engine.optimizers`
+                 step: Callable = train_step, # of a batch: `engine.training_steps`
                  show: bool = True,          # show the table of results while training
                  checkpoint: str | os.PathLike | None = None, # file to keep the training in
                  precision: str = 'fp32',    # of the body: 'bf16', or 'auto'
@@ -98,7 +99,8 @@ class Learner:
         self.train_bn, self.seed, self.show = train_bn, seed, show
         self.description = description or describe_pictures(dls)
         self.recorder = Recorder(group_names=[group.name for group in layer_groups(model)])
-        self.optimizer, self.cache = create_optimizer(model, wd), FeatureCache()
+        self.opt_func, self.step, self.cache = opt_func, step, FeatureCache()
+        self.optimizer = make_optimizer(model, wd, opt_func)
         check_precision(precision)
         self.checkpoint = None if checkpoint is None else Checkpoint(
             checkpoint, self.model, self.optimizer, self.recorder, self.description)
@@ -161,20 +163,16 @@ class Learner:
              callbacks: Sequence[Callable]) -> None:
         if reset_opt:
             self.optimizer.state.clear()
-        wd, done = self.wd if wd is None else wd, 0
-        callbacks = [callbacks] if callable(callbacks) else callbacks
-        set_weight_decay(self.optimizer, wd)
+        wd = set_weight_decay(self.optimizer, wd, self.wd)
+        done, callbacks = begin_call(self.checkpoint, callbacks, self.show, self.dls, n_epoch,
+                                     schedule, phase_name(self.model), self.seed, wd,
+                                     (self.optimizer, self.loss_func, self.step))
         if self.checkpoint:
-            done = self.checkpoint.begin(training_signature(
-                self.dls, n_epoch, schedule, phase_name(self.model), self.seed, wd), callbacks)
             freezing.eval_what_is_frozen(self.model)
-            callbacks = [self.checkpoint]
-        if done and self.show and world().rank == 0:
-            print(f'{self.checkpoint.path.name}: {done} of {n_epoch} epochs were done before.')
         if done < n_epoch:
             fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
                 self.metrics, self.recorder, self.seed, self.show, callbacks, done,
-                self.precision, self.cache)
+                self.precision, self.cache, self.step)
 
     def fine_tune(self, epochs: int, base_lr: float = 2e-3, freeze_epochs: int = 1,
                   lr_mult: float = 100, pct_start: float = 0.3, div: float = 5.0,
@@ -195,7 +193,8 @@ class Learner:
                ) -> LRFinder:
         "Run the learning-rate finder on a copy; nothing of the learner changes."
         options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed,
-                   'precision': self.precision, 'cache': self.cache, **kwargs}
+                   'precision': self.precision, 'cache': self.cache, 'step': self.step,
+                   'opt_func': self.opt_func, **kwargs}
         finder = lr_find(self.model, self.loaders, **options)
         if show and in_notebook():
             finder.plot()

@@ -101,7 +101,9 @@ def check_epochs(n: int) -> None:
     if not isinstance(n, Integral) or n < 1:
         raise ValueError(f'the number of epochs has to be a whole number from 1 up, not {n!r}.')
 
-def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float) -> None:
+def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float,
+                    options: dict | None = None # more, for `fit`
+                   ) -> None:
     "Raise a `ValueError` for numbers that make no fine-tuning, before its first epoch."
     check_epochs(epochs)
     check_epochs(freeze_epochs or 1)
@@ -109,6 +111,8 @@ def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: fl
     if not lr_mult > 0:
         raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: '
                          'the head\'s rate is divided by it.')
+    if 'lr_max' in (options or {}):
+        raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
 
 # %% ../nbs/05_one_cycle.ipynb #8f940125
 def fine_tune_schedule(steps_per_epoch: int,  # batches in an epoch
