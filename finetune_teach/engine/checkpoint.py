@@ -109,8 +109,10 @@ def check_same_training(path: Path, number: int, before: dict, now: dict) -> Non
     "Raise a `ValueError` if a call of `fit` is not the one that is in the file."
     keys = [*now, *(k for k in before if k not in now and k not in ('done', 'finished'))]
     if differ := [key for key in keys if now.get(key) != before.get(key)]:
+        default = 'the default'
         how = '; '.join(f'other {key}' if key in ('schedule', 'pictures') else # their checksums
-                        f'{key} was {before.get(key)}, now it is {now.get(key)}' for key in differ)
+                        f'{key} was {before.get(key, default)}, now it is {now.get(key, default)}'
+                        for key in differ)
         raise ValueError(f'{path} is of another training. In call {number} of fit: {how}. Make the '
                          'same calls as before to go on from it; to begin anew, delete it or name '
                          'another file. Nothing was changed.')
