@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import freezing
-from .engine.checkpoint import Checkpoint
+from .engine.checkpoint import Checkpoint, begin_call
 from .engine.description import describe_pictures
 from .engine.distributed import default_device
 from .engine.features import FeatureCache, cache_features
@@ -26,6 +26,7 @@ from .engine.messages import warn
 from .engine.metrics import named_values
 from .engine.mirror_check import mirror_trouble
 from .engine.modules import modes_kept
+from .engine.optimizers import set_weight_decay
 from .engine.picture_sets import labelled_pictures
 from .engine.precision import check_precision, with_precision
 from .engine.prediction import Prediction, Predictions, predict
@@ -38,7 +39,7 @@ from .lr_finder import LRFinder, lr_find
 from .one_cycle import (
     check_epochs, check_fine_tune, fit_one_cycle, one_cycle, spread_lrs)
 from .training_loop import (
-    Schedule, constant, create_optimizer, error_rate, fit, set_weight_decay, validate)
+    Schedule, constant, create_optimizer, error_rate, fit, make_optimizer, train_step, validate)
 
 # %% ../nbs/07_fine_tuning.ipynb #41221ca9
 def fine_tune(model: nn.Module,        # `nn.Sequential(body, head)`, or any network
@@ -54,9 +55,7 @@ def fine_tune(model: nn.Module,        # `nn.Sequential(body, head)`, or any net
               **options                # for both calls of `fit`
              ) -> Recorder:
     "Train the head with the body frozen, then everything with small, discriminative rates."
-    check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult)
-    if 'lr_max' in options:
-        raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
+    check_fine_tune(epochs, base_lr, freeze_epochs, lr_mult, options)
     options.setdefault('recorder', Recorder())
     if freeze_epochs:
         freeze(model, train_bn)
@@ -80,6 +79,8 @@ class Learner:
                  train_bn: bool = False,     # let a frozen body's norm layers learn, as fastai does
                  seed: int | None = None,    # makes training repeatable to the bit
                  device: str | torch.device | None = None, # default: a GPU if there is one
+                 opt_func: Callable = create_optimizer, # of model and wd: `engine.optimizers`
+                 step: Callable = train_step, # of a batch: `engine.training_steps`
                  show: bool = True,          # show the table of results while training
                  checkpoint: str | os.PathLike | None = None, # file to keep the training in
                  precision: str = 'fp32',    # of the body: 'bf16', or 'auto'
@@ -92,7 +93,8 @@ class Learner:
         self.metrics = [metrics] if callable(metrics) else list(metrics or [])
         self.train_bn, self.seed, self.show = train_bn, seed, show
         self.recorder = Recorder(group_names=[group.name for group in layer_groups(model)])
-        self.optimizer, self.cache = create_optimizer(model, wd), FeatureCache()
+        self.opt_func, self.step, self.cache = opt_func, step, FeatureCache()
+        self.optimizer = make_optimizer(model, wd, opt_func)
         check_precision(precision)
         self.checkpoint = None if checkpoint is None else Checkpoint(
             checkpoint, self.model, self.optimizer, self.recorder, self.description)
@@ -154,19 +156,17 @@ class Learner:
         if reset_opt:
             self.optimizer.state.clear()
         self.describe(trained_with=self.dls)
-        wd, done = self.wd if wd is None else wd, 0
-        callbacks = [callbacks] if callable(callbacks) else callbacks
-        set_weight_decay(self.optimizer, wd)
+        wd = set_weight_decay(self.optimizer, wd, self.wd)
+        done, callbacks = begin_call(self.checkpoint, callbacks, self.show, self.dls, n_epoch,
+                                     schedule, phase_name(self.model), self.seed, wd,
+                                     (self.optimizer, self.loss_func, self.step))
         if self.checkpoint:
-            done = self.checkpoint.begin(self.dls, n_epoch, schedule, phase_name(self.model),
-                                         self.seed, wd, callbacks, self.show)
             freezing.eval_what_is_frozen(self.model)
-            callbacks = [self.checkpoint]
         if done < n_epoch:
             try:
                 fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
                     self.metrics, self.recorder, self.seed, self.show, callbacks, done,
-                    self.precision, self.cache)
+                    self.precision, self.cache, self.step)
             finally: # now the pictures have been seen, and their black and white are known
                 self.describe(trained_with=self.dls)
             warn(mirror_trouble(self.model, self.dls, self.recorder.answers[-1]))
@@ -190,7 +190,8 @@ class Learner:
                ) -> LRFinder:
         "Run the learning-rate finder on a copy; nothing of the learner changes."
         options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed,
-                   'precision': self.precision, 'cache': self.cache, **kwargs}
+                   'precision': self.precision, 'cache': self.cache, 'step': self.step,
+                   'opt_func': self.opt_func, **kwargs}
         finder = lr_find(self.model, self.dls, **options)
         if show and in_notebook():
             finder.plot()

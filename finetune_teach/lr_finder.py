@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .engine.features import FeatureCache
+from .engine.guards import begin_epoch
 from .engine.history import smooth
 from .engine.plots import COLOURS, new_axes, rate_axis
 from .engine.random_state import keep_random_state, seeded
-from .training_loop import Schedule, create_optimizer, prepare, train_epoch
+from .training_loop import (
+    Schedule, create_optimizer, make_optimizer, prepare, train_epoch, train_step)
 
 # %% ../nbs/06_lr_finder.ipynb #61596efa
 def _finite_points(lrs: Sequence[float], losses: Sequence[float]) -> tuple[list, list]:
@@ -190,7 +192,9 @@ def lr_find(model: nn.Module,          # it is not changed
             wd: float = 0.01,          # weight decay
             loss_func: Callable = F.cross_entropy,
             seed: int | None = None,   # None: the generators as they are; put back afterwards
-            precision: str = 'fp32', cache: FeatureCache | None = None # both as for `fit`
+            precision: str = 'fp32', cache: FeatureCache | None = None, # both as for `fit`
+           opt_func: Callable = create_optimizer, # of model and weight decay
+           step: Callable = train_step            # as for `fit`
            ) -> LRFinder:
     "Train a copy for some steps, each with a larger rate than the one before."
     _check_search(dls, start_lr, end_lr)
@@ -198,17 +202,18 @@ def lr_find(model: nn.Module,          # it is not changed
     with keep_random_state(), seeded(seed):
         copied, loaders = prepare(copy.deepcopy(model), dls, precision, cache)
         endless = chain.from_iterable(repeat(loaders.train))
-        for step in train_epoch(copied, endless, zip(*rates), create_optimizer(copied, wd),
-                                loss_func):
-            if not math.isfinite(step.loss):
+        own, optimizer = copy.copy(step), make_optimizer(copied, wd, opt_func)
+        begin_epoch(own)
+        for tried in train_epoch(copied, endless, zip(*rates), optimizer, loss_func, own):
+            if not math.isfinite(tried.loss):
                 break
-            lrs.append(step.lrs[0])
-            losses.append(step.loss)
+            lrs.append(tried.lrs[0])
+            losses.append(tried.loss)
             smoothed = smooth(losses)
             if len(lrs) == len(rates.lrs) or (stop_div and smoothed[-1] > 4 * min(smoothed)):
                 break
     if not lrs:
-        raise ValueError(f'the loss is {step.loss} at the very first rate, {start_lr}: '
+        raise ValueError(f'the loss is {tried.loss} at the very first rate, {start_lr}: '
                          'look for NaN in pictures, labels or weights.')
     return LRFinder(lrs, losses, smooth(losses), len(rates.lrs) // 10)
 

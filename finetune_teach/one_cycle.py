@@ -104,7 +104,9 @@ def check_epochs(n: int) -> int: # the same
         raise ValueError(f'the number of epochs has to be a whole number from 1 up, not {n!r}.')
     return n
 
-def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float) -> None:
+def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float,
+                    options: dict | None = None # more, for `fit`
+                   ) -> None:
     "Raise a `ValueError` for numbers that make no fine-tuning, before its first epoch."
     check_epochs(epochs)
     check_epochs(freeze_epochs or 1)
@@ -112,6 +114,8 @@ def check_fine_tune(epochs: int, base_lr: float, freeze_epochs: int, lr_mult: fl
     if not lr_mult > 0:
         raise ValueError(f'lr_mult has to be above 0, not {lr_mult}: '
                          'the head\'s rate is divided by it.')
+    if 'lr_max' in (options or {}):
+        raise TypeError('fine_tune has no lr_max: give base_lr, from which it makes all peaks.')
 
 # %% ../nbs/05_one_cycle.ipynb #1cb38436
 def fit_one_cycle(model: nn.Module, dls, epochs: int, # as for `fit`

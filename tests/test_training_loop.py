@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import Batches, same_bits, small_network, state, toy_twin
 from finetune_teach.engine.history import Epoch, Recorder, Step
+from finetune_teach.engine.optimizers import set_weight_decay
 from finetune_teach.engine.random_state import seed_all
 from finetune_teach.freezing import freeze, layer_groups, unfreeze
 from finetune_teach.one_cycle import one_cycle
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
 from finetune_teach.training_loop import (
-    accuracy, constant, create_optimizer, error_rate, fit, fit_steps, set_rates, set_weight_decay,
+    accuracy, constant, create_optimizer, error_rate, fit, fit_steps, set_rates,
     train, train_epoch, train_step, validate)
 
 

@@ -62,7 +62,7 @@ class Recorder:
     group_names: list[str] = field(default_factory=list)
     epochs_begun: int = 0                             # also unfinished ones; seeds each epoch
     answers: list[PredictedLabels | None] = field(default_factory=list, repr=False) # by epoch
-    modes: dict[str, str | None] = field(default_factory=dict) # of metrics: 'max', 'min', None: unknown
+    modes: dict[str, str | None] = field(default_factory=dict) # of metrics: 'max', 'min', None
     columns: list[str] = field(default_factory=list, repr=False, compare=False) # of the present fit
 
     @property
@@ -101,9 +101,9 @@ class Recorder:
         known = {'train_loss': 'min', 'valid_loss': 'min', 'time': 'min', **self.modes}
         found = known.get(key) if mode is None else mode
         if found not in ('max', 'min'):
-            raise ValueError(f"{key!r}, mode={mode!r}: is high good there, or low? Say mode='max' or "
-                             "mode='min', or set metric.higher_is_better = True (or False) before "
-                             'training.')
+            raise ValueError(f'{key!r}, mode={mode!r}: is high good there, or low? Say '
+                             "mode='max' or mode='min', or set metric.higher_is_better = True (or "
+                             'False) before training.')
         return found
 
     def begin_phase(self, name: str, group_names: Sequence[str]) -> None:

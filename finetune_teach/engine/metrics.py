@@ -184,8 +184,8 @@ def _sklearn_mode(function: Callable) -> str | None:
     return next((mode for end, mode in endings.items() if name.endswith(end)), None)
 
 def from_sklearn(function: Callable,          # of (y_true, y_pred) or (y_true, y_score)
-                 *, scores: bool | None = None, # wants probabilities? None: as its argument's name says
-                 mode: str | None = None,     # which way is good; None: `..._score` max, `..._loss` min
+                 *, scores: bool | None = None, # wants probabilities? None: by its argument
+                 mode: str | None = None,     # which way is good; None: by its name, as theirs
                  name: str | None = None,     # of the column; default the function's
                  **options                    # for the function, such as average='macro'
                 ) -> Callable:                # a metric

@@ -122,7 +122,8 @@ def save_model(name: str | os.PathLike,  # of the file; '.safetensors' is added
     tensors = {f'model.{k}': t for k, t in model.state_dict().items()} | (tensors or {})
     if optimizer is not None:
         for i, state in optimizer.state_dict()['state'].items():
-            tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(t) for k, t in state.items()}
+            tensors |= {f'optimizer.{i}.{k}': torch.as_tensor(t) for k, t in state.items()
+                        if t is not None}
     about |= {'description': description or {}, 'versions': versions(),
               'learns': [name for name, p in model.named_parameters() if p.requires_grad],
               'history': recorder.history if recorder else [],
@@ -200,6 +201,8 @@ def check_fits(saved: SavedModel, model: nn.Module) -> dict[str, torch.Tensor]: 
     return weights
 
 # %% ../../nbs/engine/saving.ipynb #b7b3691f
+_NUMBERS = 'step', 'mu_product', 'eta', 'mu' # that torch's optimisers keep for each parameter
+
 def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict:
     "The optimiser's averages in a file, by number of the parameter, in torch's form."
     parameters = [p for group in optimizer.param_groups for p in group['params']]
@@ -209,13 +212,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer, saved: SavedModel) -> dict
             continue
         i, _, what = key.removeprefix('optimizer.').partition('.')
         known = i.isdecimal() and len(i) < 10 and int(i) < len(parameters)
-        shape = (parameters[int(i)].shape if what != 'step' else ()) if known else None
+        shape = (() if what in _NUMBERS else parameters[int(i)].shape) if known else None
         if tensor.shape != shape or not tensor.is_floating_point():
             wanted = 'is nothing there' if shape is None else f'are floats of {tuple(shape)}'
             raise ValueError(f'{saved.path} does not fit this model: {short(key)} is '
                              f'{tensor.dtype} {tuple(tensor.shape)}, wanted {wanted}. Nothing '
                              'was loaded. load(..., with_opt=False) takes the weights alone.')
-        if what != 'step': # its numbers have to lie in the order of the parameter's
+        if what not in _NUMBERS: # its numbers have to lie in the order of the parameter's
             tensor = torch.empty_like(parameters[int(i)], dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(i), {})[what] = tensor
     if len({frozenset(memory) for memory in state.values()}) > 1:

@@ -31,7 +31,7 @@ def settings_of(learn) -> dict: # JSON's types
     "Return how a learner trains."
     found = {'loss_func': as_numbers(learn.loss_func) or function_name(learn.loss_func),
              'metrics': [function_name(metric) for metric in learn.metrics],
-             'opt_func': function_name(getattr(learn, 'opt_func', None))}
+             'opt_func': function_name(learn.opt_func)}
     for name in NUMBERS:
         value = getattr(learn, name)
         value = value.item() if hasattr(value, 'item') else value # numpy's and torch's

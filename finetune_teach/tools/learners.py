@@ -19,6 +19,7 @@ from ..engine.description import (
 from ..engine.distributed import default_device
 from ..engine.messages import short, warn
 from ..engine.random_state import seeded
+from ..engine.rare_classes import loss_options
 from ..engine.saving import check_fits, known_modes, load_into, read_saved
 from ..engine.settings import restore_settings
 from ..engine.tiny_resnet import tiny_resnet
@@ -38,6 +39,8 @@ def vision_learner(dls,                      # `ImageLoaders`
                    dropout: float = 0.5,     # of the default head
                    precision: str = 'fp32',  # of the body: 'bf16', or 'auto'
                    metrics: Callable | Sequence[Callable] = error_rate,
+                   class_weights=None,       # in the loss: 'balanced', or a list (`rare_classes`)
+                   label_smoothing: float = 0.0, # in the loss: share of a label dealt out to all
                    seed: int | None = None,  # makes head and training repeatable to the bit
                    device: str | None = None, # default: a GPU if there is one
                    **kwargs                  # to `Learner`: loss_func, wd, show, checkpoint, ...
@@ -45,6 +48,7 @@ def vision_learner(dls,                      # `ImageLoaders`
     "A learner with a pretrained, frozen body and a random head."
     check_arguments(dls, metrics, kwargs)
     dls = _prepare_pictures(dls, arch, weights, device or default_device())
+    kwargs = loss_options(dls, class_weights, label_smoothing, kwargs)
     own = head
     with seeded(seed):
         body = create_body(arch, weights)

@@ -24,6 +24,7 @@ from ..engine.guards import NotFinite
 from ..engine.history import Recorder, smooth
 from ..engine.metrics import compute_metrics, metric_names
 from ..engine.modules import device_of, modes_kept
+from ..engine.optimizers import set_weight_decay
 from ..engine.plots import COLOURS, new_axes
 from ..engine.precision import with_precision
 from ..engine.random_state import keep_random_state, with_own_random_state
@@ -31,7 +32,7 @@ from ..freezing import layer_groups
 from ..lr_finder import RULES, LRFinder, lr_find, nearest_rate, plot_lr_find, rate_text
 from ..one_cycle import check_epochs, one_cycle, spread_lrs
 from ..training_loop import (
-    create_optimizer, error_rate, fit_steps, get_logits, set_weight_decay)
+    create_optimizer, error_rate, fit_steps, get_logits, make_optimizer, train_step)
 
 # %% ../../nbs/tools/lr_picker.ipynb #5106d2fe
 class PreviewRun(NamedTuple):
@@ -45,10 +46,11 @@ class PreviewTrainer:
     "Trains copies of a model as it is now, all with the same random numbers."
     def __init__(self, model, dls, optimizer=None, epochs=3, loss_func=F.cross_entropy,
                  metrics=(error_rate,), wd=0.01, moms=(0.95, 0.85, 0.95), seed=None,
-                 epochs_begun=0, precision='fp32', cache=None):
+                 epochs_begun=0, precision='fp32', cache=None, opt_func=create_optimizer,
+                 step=train_step):
         "Each as for `fit` or its recorder; no seed is 0 here."
         check_epochs(epochs)
-        optimizer = create_optimizer(model, wd) if optimizer is None else optimizer
+        optimizer = make_optimizer(model, wd, opt_func) if optimizer is None else optimizer
         self.model, self.optimizer = copy.deepcopy((model, optimizer)) # both may go on to learn
         view = with_precision(self.model, precision)
         self.part, self.loaders = cache_features(view, dls, cache)
@@ -58,7 +60,7 @@ class PreviewTrainer:
             self.precision = 'fp32'
         self.epochs, self.epochs_begun = epochs, epochs_begun
         self.loss_func, self.metrics, self.wd, self.moms = loss_func, list(metrics), wd, moms
-        self.seed = 0 if seed is None else seed
+        self.seed, self.step = 0 if seed is None else seed, step
         self.steps = epochs * len(self.loaders.train)
 
     @property
@@ -83,7 +85,7 @@ class PreviewTrainer:
         learning = {id(p) for p in self.part.parameters()}
         shared = {id(p): p for p in self.model.parameters() if id(p) not in learning}
         part, optimizer = copy.deepcopy((self.part, self.optimizer), shared)
-        set_weight_decay(optimizer, self.wd)
+        set_weight_decay(optimizer, None, self.wd)
         lrs = spread_lrs(lr, len(layer_groups(self.model)))
         lrs = lrs if self.part is self.model else lrs[-1] # the head alone: its own rate
         schedule = one_cycle(self.steps, lrs, moms=self.moms)
@@ -91,7 +93,8 @@ class PreviewTrainer:
         try:
             for _ in with_own_random_state(fit_steps(
                     part, self.loaders, self.epochs, schedule, optimizer, self.loss_func,
-                    self.metrics, preview.recorder, self.seed, False, precision=self.precision)):
+                    self.metrics, preview.recorder, self.seed, False, precision=self.precision,
+                    step=copy.copy(self.step))):
                 yield preview
         except NotFinite as error: # too high a rate; any other error is none of this one's
             preview = preview._replace(problem=str(error))
@@ -349,11 +352,12 @@ def pick_lr(learn,           # a `Learner`, or a model together with `dls`; it s
         trainer = PreviewTrainer(
             learn.model, learn.dls, learn.optimizer, epochs, learn.loss_func, learn.metrics,
             learn.wd, learn.moms, learn.seed, learn.recorder.epochs_begun, learn.precision,
-            learn.cache)
-        options = {'wd': learn.wd, 'loss_func': learn.loss_func, 'seed': learn.seed, **kwargs}
+            learn.cache, step=learn.step)
+        options = {'wd': learn.wd, 'loss_func': learn.loss_func, 'seed': learn.seed,
+                   'opt_func': learn.opt_func, 'step': learn.step, **kwargs}
     else:
-        own = {name: kwargs[name] for name in ('loss_func', 'wd', 'seed', 'precision')
-               if name in kwargs}
+        names = 'loss_func', 'wd', 'seed', 'precision', 'opt_func', 'step'
+        own = {name: kwargs[name] for name in names if name in kwargs}
         trainer, options = PreviewTrainer(learn, dls, epochs=epochs, **own), kwargs
     options = {**options, 'precision': trainer.precision}
     return LRPicker(lr_find(trainer.part, trainer.loaders, **options), trainer)
