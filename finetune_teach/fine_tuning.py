@@ -7,7 +7,6 @@ __all__ = ['fine_tune', 'Learner']
 
 # %% ../nbs/07_fine_tuning.ipynb #9d2b64d1
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,8 +72,7 @@ class Learner:
                  model: nn.Module,           # `nn.Sequential(body, head)`
                  loss_func: Callable = F.cross_entropy,
                  metrics: Callable | Sequence[Callable] = error_rate, # of logits N x C, labels N
-                 lr: float = 1e-3,           # where no rate is given
-                 wd: float = 0.01,           # weight decay
+                 lr: float = 1e-3, wd: float = 0.01, # where no rate is given; weight decay
                  moms: tuple[float, float, float] = (0.95, 0.85, 0.95), # at start, peak and end
                  train_bn: bool = False,     # let a frozen body's norm layers learn, as fastai does
                  seed: int | None = None,    # makes training repeatable to the bit
@@ -84,9 +82,10 @@ class Learner:
                  show: bool = True,          # show the table of results while training
                  checkpoint: str | os.PathLike | None = None, # file to keep the training in
                  precision: str = 'fp32',    # of the body: 'bf16', or 'auto'
-                 preprocessing: dict | None = None, # classes, size, mean, std: if loaders do not tell
+                 preprocessing: dict | None = None, # classes, size, mean, std: what dls do not tell
                  description: dict | None = None): # how the model was built; goes into saved files
-        self.device, self.precision = torch.device(device or default_device()), precision
+        self.device = torch.device(device or default_device())
+        self.precision = check_precision(precision)
         self.description = describe_pictures(dls) | (description or {}) | (preprocessing or {})
         self.dls, self.model = dls, model.to(self.device)
         self.loss_func, self.lr, self.wd, self.moms = loss_func, lr, wd, moms
@@ -95,7 +94,6 @@ class Learner:
         self.recorder = Recorder(group_names=[group.name for group in layer_groups(model)])
         self.opt_func, self.step, self.cache = opt_func, step, FeatureCache()
         self.optimizer = make_optimizer(model, wd, opt_func)
-        check_precision(precision)
         self.checkpoint = None if checkpoint is None else Checkpoint(
             checkpoint, self.model, self.optimizer, self.recorder, self.description)
 
@@ -128,13 +126,13 @@ class Learner:
             callbacks: Sequence[Callable] = ()) -> None:
         "Train at a constant rate (a number, a slice or a list)."
         lrs = spread_lrs(self.lr if lr is None else lr, len(layer_groups(self.model)))
-        self._fit(n_epoch, constant(check_epochs(n_epoch) * len(self.dls.train), lrs), wd, reset_opt, callbacks)
+        n_steps = check_epochs(n_epoch) * len(self.dls.train)
+        self._fit(n_epoch, constant(n_steps, lrs), wd, reset_opt, callbacks)
 
     def fit_one_cycle(self,
                       n_epoch: int,            # how often every training picture is seen
                       lr_max=None,             # a rate, slice or list (`spread_lrs`); default `lr`
-                      div: float = 25.0,       # the first rate is lr_max / div
-                      div_final: float = 1e5,  # the last is close to lr_max / div_final
+                      div: float = 25.0, div_final: float = 1e5, # first and last: lr_max / these
                       pct_start: float = 0.25, # share of the steps in which the rate rises
                       wd: float | None = None, moms: tuple | None = None, # default the learner's
                       reset_opt: bool = False, # empty the optimiser's memory first
@@ -149,7 +147,8 @@ class Learner:
                            moms: tuple | None = None) -> Schedule:
         "The schedule of `fit_one_cycle`; `recorder.plot_schedule` draws it before any training."
         lrs = spread_lrs(self.lr if lr_max is None else lr_max, len(layer_groups(self.model)))
-        return one_cycle(check_epochs(n_epoch) * len(self.dls.train), lrs, div, div_final, pct_start, moms or self.moms)
+        n_steps = check_epochs(n_epoch) * len(self.dls.train)
+        return one_cycle(n_steps, lrs, div, div_final, pct_start, moms or self.moms)
 
     def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool,
              callbacks: Sequence[Callable]) -> None:
@@ -160,8 +159,7 @@ class Learner:
         done, callbacks = begin_call(self.checkpoint, callbacks, self.show, self.dls, n_epoch,
                                      schedule, phase_name(self.model), self.seed, wd,
                                      (self.optimizer, self.loss_func, self.step))
-        if self.checkpoint:
-            freezing.eval_what_is_frozen(self.model)
+        freezing.eval_what_is_frozen(self.model) # a checkpoint may have changed that
         if done < n_epoch:
             try:
                 fit(self.model, self.dls, n_epoch, schedule, self.optimizer, self.loss_func,
@@ -177,8 +175,8 @@ class Learner:
                  ) -> None:
         "Train the head with the body frozen, then everything with small, discriminative rates."
         if self.description.get('weights', '') is None:
-            warnings.warn('nothing is pretrained in this model, so freezing protects random '
-                          'weights; fit_one_cycle trains everything from scratch.', stacklevel=2)
+            warn('nothing is pretrained in this model, so freezing protects random weights; '
+                 'fit_one_cycle trains everything from scratch.')
         def fit_phase(model, dls, n_epoch, lr_max, recorder, **options):
             self.optimizer.state.clear() # made while other layers were learning
             self.fit_one_cycle(n_epoch, lr_max, **options)
@@ -186,8 +184,7 @@ class Learner:
                   self.train_bn, fit_phase, **kwargs)
 
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
-                **kwargs                 # `lr_find`: start_lr, end_lr, num_it, stop_div
-               ) -> LRFinder:
+                **kwargs) -> LRFinder:   # `lr_find`: start_lr, end_lr, num_it, stop_div
         "Run the learning-rate finder on a copy; nothing of the learner changes."
         options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed,
                    'precision': self.precision, 'cache': self.cache, 'step': self.step,
@@ -213,8 +210,8 @@ class Learner:
                 **options       # for `engine.prediction.predict`: batch_size, on_error, ...
                ) -> Prediction | Predictions:
         "Class and probabilities of a picture, or a table of those of many."
-        model = with_precision(self.model, self.precision)
-        return predict(model, image, self.description, **options)
+        return predict(with_precision(self.model, self.precision), image, self.description,
+                       **options)
 
     def summary(self) -> Text:
         "Layer groups, their parts, output shapes, parameters, and which of them learn."

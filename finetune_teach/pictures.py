@@ -70,6 +70,7 @@ def image_folders(path,                       # a folder with a folder of pictur
                   resize: str | None = None,  # 'crop', 'squeeze', 'pad'; None: 'crop', or as wanted
                   value_range=None,           # (black, white) of more than 8 bits; None: of the set
                   max_pixels: int | None = None, # in a file; None: `PIL.Image.MAX_IMAGE_PIXELS`
+                  oversample: bool = False,   # in training, does each class come equally often?
                  ) -> ImageLoaders:
     """Load pictures that lie in one folder per class; the folders' names are the classes.
 
@@ -92,7 +93,7 @@ def image_folders(path,                       # a folder with a folder of pictur
                            is_valid=is_valid, groups=groups, min_per_class=min_per_class,
                            single=single, flip=flip, min_scale=min_scale, mean=mean, std=std,
                            on_error=on_error, memory=memory, resize=resize,
-                           value_range=value_range, max_pixels=max_pixels)
+                           value_range=value_range, max_pixels=max_pixels, oversample=oversample)
 
 # %% ../nbs/00_pictures.ipynb #a47c6138
 def image_files(paths,                   # paths, or a folder (with all folders in it)

@@ -46,10 +46,12 @@ def augment(x: torch.Tensor, # uint8 n x 3 x S x S
     return x.float()
 
 # %% ../../nbs/engine/augmentation.ipynb #c6300248
-def draw_specs(n: int, batches: int, shuffle: bool, flip: bool, min_scale: float
+def draw_specs(n: int, batches: int, shuffle: bool, flip: bool, min_scale: float,
+               order: torch.Tensor | None = None # places that were drawn before; None: all, once
               ) -> Iterator[BatchSpec]:
     "Draw what an epoch of `n` pictures is made of, with torch's global random generator."
-    order = torch.randperm(n) if shuffle else torch.arange(n)
+    if order is None:
+        order = torch.randperm(n) if shuffle else torch.arange(n)
     flips = torch.rand(n) < .5 if flip else torch.zeros(n, dtype=torch.bool)
     crops = random_crops(n, min_scale).tensor_split(batches) if min_scale < 1 else [None] * batches
     yield from map(BatchSpec, order.tensor_split(batches), flips.tensor_split(batches), crops)

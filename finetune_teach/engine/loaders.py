@@ -21,6 +21,7 @@ from .messages import printable, warn
 from .modules import checksum
 from .picture_checks import duplicates, same_places
 from .plots import show_pictures
+from .rare_classes import oversampled_order
 from .store import PictureStore, Preparation, StoredPictures, unreadable
 
 # %% ../../nbs/engine/loaders.ipynb #816d1087
@@ -43,6 +44,7 @@ class ImageLoader(SpecLoader):
     files: list | None = None     # where the pictures came from
     classes: list | None = None   # names: label 0 is the first
     requested: dict | None = None # what the user asked for of what a network may set, by name
+    oversample: bool = False      # in a shuffled epoch, does each class come equally often?
 
     def __post_init__(self):
         n, n_labels, n_files = map(len, (self.pictures, self.labels, self.files or self.labels))
@@ -75,7 +77,9 @@ class ImageLoader(SpecLoader):
 
     def specs(self) -> Iterator[BatchSpec]:
         "Draw the specs of an epoch, from torch's global random generator."
-        return draw_specs(len(self.labels), len(self), self.shuffle, self.flip, self.min_scale)
+        order = oversampled_order(self.labels) if self.shuffle and self.oversample else None
+        return draw_specs(len(self.labels), len(self), self.shuffle, self.flip, self.min_scale,
+                          order)
 
     def load(self, spec: BatchSpec) -> torch.Tensor:  # float32 n x 3 x S x S
         "Make the batch that `spec` describes."

@@ -110,7 +110,8 @@ def picture_loaders(files: list,               # paths
                     is_valid=None, groups=None, min_per_class: int = 1, single: str = 'raise',
                     flip: bool = True, min_scale: float = 1.0, mean=None, std=None,
                     on_error: str = 'raise', memory: float = 1.0, resize=None,
-                    value_range=None, max_pixels: int | None = None) -> ImageLoaders:
+                    value_range=None, max_pixels: int | None = None,
+                    oversample: bool = False) -> ImageLoaders:
     "Return the loaders of picture files whose classes are known."
     check_options(size, batch_size, min_scale, mean, std, valid_pct, on_error, memory,
                   min_per_class, single)
@@ -123,7 +124,8 @@ def picture_loaders(files: list,               # paths
     how = Preparation(size, resize, value_range)
     asked = _Asked(store, labels, parts, groups, where, (valid_pct, seed), (min_per_class, single),
                    how, mean, std, batch_size,
-                   dict(shuffle=True, flip=flip, min_scale=min_scale), about or {})
+                   dict(shuffle=True, flip=flip, min_scale=min_scale, oversample=oversample),
+                   about or {})
     places, sound = torch.arange(len(files)), True
     try:
         asked.check(places)

@@ -16,7 +16,7 @@ from .metrics import function_name
 
 # %% ../../nbs/engine/settings.ipynb #fb9a2fa5
 NUMBERS = 'lr', 'wd', 'moms', 'seed', 'train_bn' # of a `Learner`
-CODE = 'loss_func', 'metrics', 'opt_func'
+CODE = 'loss_func', 'metrics', 'opt_func', 'step'
 
 def as_numbers(loss_func: Callable) -> dict | None: # None: it is code
     "Return the arguments of an `nn.CrossEntropyLoss`."
@@ -31,7 +31,7 @@ def settings_of(learn) -> dict: # JSON's types
     "Return how a learner trains."
     found = {'loss_func': as_numbers(learn.loss_func) or function_name(learn.loss_func),
              'metrics': [function_name(metric) for metric in learn.metrics],
-             'opt_func': function_name(learn.opt_func)}
+             'opt_func': function_name(learn.opt_func), 'step': function_name(learn.step)}
     for name in NUMBERS:
         value = getattr(learn, name)
         value = value.item() if hasattr(value, 'item') else value # numpy's and torch's

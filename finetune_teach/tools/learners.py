@@ -18,6 +18,7 @@ from ..engine.description import (
     check_arguments, check_body, check_description, check_end, describe, describe_pictures)
 from ..engine.distributed import default_device
 from ..engine.messages import short, warn
+from ..engine.metrics import auc, balanced_accuracy, f1_macro, top_k_accuracy
 from ..engine.random_state import seeded
 from ..engine.rare_classes import loss_options
 from ..engine.saving import check_fits, known_modes, load_into, read_saved
@@ -27,7 +28,7 @@ from ..engine.weights import find_builder, own_preprocessing, preprocessing_of
 from ..fine_tuning import Learner
 from ..pretrained_body import create_body, last_layer
 from ..random_head import check_head, create_head
-from ..training_loop import accuracy, create_optimizer, error_rate
+from ..training_loop import accuracy, create_optimizer, error_rate, train_step
 
 # %% ../../nbs/tools/learners.ipynb #cae7ac93
 def vision_learner(dls,                      # `ImageLoaders`
@@ -84,7 +85,9 @@ def _prepare_pictures(dls, arch, weights, device):
     return dls
 
 # %% ../../nbs/tools/learners.ipynb #becd198f
-KNOWN = {f.__name__: f for f in (F.cross_entropy, accuracy, error_rate, create_optimizer)}
+KNOWN = {f.__name__: f for f in (
+    F.cross_entropy, create_optimizer, train_step, accuracy, error_rate, auc, balanced_accuracy,
+    f1_macro, *map(top_k_accuracy, range(2, 11)))} # what a saved learner may name
 
 def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.export` wrote
                  arch: nn.Module | None = None,  # the network, where it was one of your own

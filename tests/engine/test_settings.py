@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune_teach.engine.settings import restore_settings, settings_of
-from finetune_teach.training_loop import accuracy, create_optimizer, error_rate
+from finetune_teach.training_loop import accuracy, create_optimizer, error_rate, train_step
 
-KNOWN = {f.__name__: f for f in (F.cross_entropy, accuracy, error_rate, create_optimizer)}
+KNOWN = {f.__name__: f for f in (F.cross_entropy, accuracy, error_rate, create_optimizer, train_step)}
 
 
 def learner(**changed):
     usual = dict(lr=1e-3, wd=0.01, moms=(0.95, 0.85, 0.95), seed=None, train_bn=False, loss_func=F.cross_entropy,
-                 metrics=[error_rate], opt_func=create_optimizer)
+                 metrics=[error_rate], opt_func=create_optimizer, step=train_step)
     return SimpleNamespace(**usual | changed)
 
 
