@@ -492,7 +492,7 @@ def test_plain_loaders_and_a_plain_model(photos, tmp_path):
     learn = Learner(loaders, model, device='cpu', show=False)
     learn.fit(1, 1e-3)
     file = data.samples[0][0]
-    with pytest.raises(ValueError, match=r'this learner does not know size, mean, std .* preprocessing=dict\('):
+    with pytest.raises(ValueError, match=r'this model does not know size, mean, std .* preprocessing=dict\('):
         learn.predict(file)
     with pytest.raises(ValueError, match=r'm.safetensors does not know size, mean, std'):
         load_learner(learn.save(tmp_path / 'm'), small_network(), create_head(8, 3, ()))
