@@ -14,6 +14,9 @@ from .engine.plots import show_pictures
 from .engine.random_state import seeded, set_seed
 from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
+from .engine.metrics import (
+    auc, balanced_accuracy, f1_macro, from_sklearn, top_k_accuracy)
+from .engine.training_steps import training_step
 from .engine.versions import show_versions
 from .pictures import (
     denormalise, drawn_pets, image_files, image_folders)

@@ -751,6 +751,69 @@ def overfitting():
 
 
 @room
+def metrics():
+    from finetune_teach.all import EarlyStopping, KeepBest, best_epoch, from_sklearn, top_k_accuracy
+    from finetune_teach.engine.metrics import says_mode
+    def level(logits, targets):
+        return 1.0
+    def of_two(y_true, answers):
+        return 1.0
+    return [
+        ("KeepBest('level') of a metric that does not say which way is good", "'level', mode=None",
+         lambda p: learner(metrics=level).fit(1, callbacks=[KeepBest('level')])),
+        ("EarlyStopping('level', mode='up')", "mode='up'",
+         lambda p: learner(metrics=level).fit(1, callbacks=[EarlyStopping('level', mode='up')])),
+        ("KeepBest('levle')", "'levle'", lambda p: learner(metrics=level).fit(1, callbacks=[KeepBest('levle')])),
+        ("best_epoch(learn.recorder, 'level')", "'level'", lambda p: best_epoch(trained(metrics=level).recorder, 'level')),
+        ('top_k_accuracy(0)', 'k=0', lambda p: top_k_accuracy(0)),
+        ('top_k_accuracy(20) of 12 classes', 'k=20', lambda p: trained(metrics=top_k_accuracy(20))),
+        ('from_sklearn of a function whose arguments have other names', 'of_two', lambda p: from_sklearn(of_two)),
+        ("from_sklearn(..., mode='high')", "'high'", lambda p: from_sklearn(of_two, scores=False, mode='high')),
+        ("says_mode('up')", "'up'", lambda p: says_mode('up')),
+    ]
+
+
+@room
+def options_of_training():
+    from finetune_teach.all import training_step
+    from finetune_teach.engine.rare_classes import oversampled_order
+    def own(make):
+        return lambda p: learner(opt_func=make)
+    def no_fox():
+        class Pictures:
+            labels = torch.tensor([0, 1])
+        dls = Dls(Pictures, [])
+        dls.classes = ['cat', 'dog', 'fox']
+        return dls
+    def balanced(dls):
+        from finetune_teach.engine.rare_classes import weighted_loss
+        return weighted_loss(dls, 'balanced')
+    def without_labels():
+        dls = Dls([batch()], [batch()])
+        dls.classes = ['cat', 'dog']
+        return dls
+    return [
+        ('training_step(clip=0)', 'clip=0', lambda p: training_step(clip=0)),
+        ('training_step(accumulate=1.5)', 'accumulate=1.5', lambda p: training_step(accumulate=1.5)),
+        ("vision_learner(..., class_weights='balance')", "'balance'", lambda p: learner(class_weights='balance')),
+        ("class_weights='balanced' and a class without pictures", 'fox', lambda p: balanced(no_fox())),
+        ("class_weights='balanced' and loaders that are lists", 'list of weights', lambda p: balanced(without_labels())),
+        ('vision_learner(..., label_smoothing=1)', 'label_smoothing=1', lambda p: learner(label_smoothing=1)),
+        ('vision_learner(..., label_smoothing=0.1, loss_func=F.cross_entropy)', 'loss_func=',
+         lambda p: learner(label_smoothing=.1, loss_func=F.cross_entropy)),
+        ('oversampled_order(labels, shares=[0, 0])', 'shares=[0, 0]',
+         lambda p: oversampled_order(torch.tensor([0, 1]), [0, 0])),
+        ('opt_func that returns nothing', 'None', own(lambda model, wd: None)),
+        ('opt_func that returns LBFGS', 'LBFGS', own(lambda model, wd: torch.optim.LBFGS(model.parameters()))),
+        ('opt_func that returns Adagrad', 'Adagrad', own(lambda model, wd: torch.optim.Adagrad(model.parameters()))),
+        ('opt_func that forgets the body', 'parameters of the model',
+         own(lambda model, wd: torch.optim.SGD(model[1].parameters(), .1))),
+        ('learn.fit(1, wd=0.1) with an optimiser that has its own', 'wd=0.1', lambda p: learner(
+            opt_func=lambda model, wd: torch.optim.SGD(model.parameters(), .1, weight_decay=5e-4)).fit(1, wd=.1)),
+    ]
+
+
+@room
 def what_it_learned():
     from finetune_teach.all import activations, evidence_map, plot_filters
     from finetune_teach.what_it_learned import receptive_field
