@@ -17,6 +17,9 @@ from .engine.random_state import seeded, set_seed
 from .engine.drawn_resnet import drawn_resnet
 from .engine.tiny_resnet import tiny_resnet
 from .engine.history import Recorder, plot_schedule
+from .engine.metrics import (
+    auc, balanced_accuracy, f1_macro, from_sklearn, top_k_accuracy)
+from .engine.training_steps import training_step
 from .engine.versions import show_versions
 from .pictures import (
     denormalise, drawn_pets, image_files, image_folders, image_table)

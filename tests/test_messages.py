@@ -807,7 +807,7 @@ def saving():
          lambda p: read_saved(file(p, 'a.safetensors', pickle.dumps(['code'], 2)))),
         ('learn.load of a file whose header is no text', 'PLACE/a.safetensors',
          lambda p: read_saved(header(p, 2, b'?!'))),
-        ("learn.load of another program's file", 'None', lambda p: read_saved(with_text(p))),
+        ("learn.load of another program's file", 'another program', lambda p: read_saved(with_text(p))),
         ('learn.load of a later format', 'finetune_teach 9',
          lambda p: read_saved(with_text(p, format='finetune_teach 9'))),
         ('learn.load of a file with a bit turned', 'PLACE/a.safetensors',
@@ -845,6 +845,17 @@ def saving():
     ]
 
 
+MIRROR = 'left and right are taken for each other ... Make the loaders with flip=False'
+
+
+def goes_on(weights=None):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Unflatten(1, (-1, 1)))
+
+
+def own_loss(logits, targets):
+    return F.cross_entropy(logits, targets)
+
+
 @room
 def fine_tuning():
     from finetune_teach.all import cnn_learner, load_learner, vision_learner
@@ -858,8 +869,18 @@ def fine_tuning():
         ('cnn_learner(..., pretrained=True)', 'pretrained', lambda p: cnn_learner(drawn(), pretrained=True)),
         ('vision_learner with pictures that are too small', '32x32', lambda p: learner(
             arch=nn.Sequential(nn.Conv2d(3, 4, 64), nn.Flatten(), nn.Linear(4, 3)))),
-        ('vision_learner with a network that goes on after its last linear layer', '(2, 3, 1)', lambda p: learner(
+        ('vision_learner with a network that goes on after its last linear layer', 'nn.Sequential(network', lambda p: learner(
             arch=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Unflatten(1, (-1, 1))))),
+        ('vision_learner with a builder of such a network', '(2, 3, 1)', lambda p: learner(arch=goes_on, weights=None)),
+        ('learn.validate of classes that the model does not know', 'cat', lambda p: learner().validate(
+            drawn(cats_vs_dogs=True).valid)),
+        ('learn.validate of a loader with other numbers', 'labels from 0 to 99', lambda p: learner().validate(
+            [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 99]))])),
+        ('learn.validate of several sets', '.valid', lambda p: learner().validate(drawn())),
+        ('load_learner of a learner with a loss of its own', 'loss_func=...', lambda p: load_learner(
+            saved(p, loss_func=own_loss), small_network(), device='cpu')),
+        ('fine_tune of two classes that a mirror exchanges', 'flip=False', lambda p: call(
+            patch('finetune_teach.fine_tuning.mirror_trouble', lambda *_: MIRROR), lambda: learner().fit(1))),
         ("vision_learner(..., precision='fp8')", 'fp8', lambda p: learner(precision='fp8')),
         ('learn.fit(1) of a learner loaded without pictures', 'pictures', lambda p: load_learner(
             saved(p), small_network(), device='cpu').fit(1)),
@@ -888,6 +909,69 @@ def overfitting():
         ('explore_overfitting before training', 'train', lambda p: explore_overfitting(learner())),
         ('explore_overfitting with shuffled validation pictures', 'validation pictures', shuffled_mistakes),
         ('EarlyStopping(patience=0)', 'patience=0', lambda p: EarlyStopping(patience=0)),
+    ]
+
+
+@room
+def metrics():
+    from finetune_teach.all import EarlyStopping, KeepBest, best_epoch, from_sklearn, top_k_accuracy
+    from finetune_teach.engine.metrics import says_mode
+    def level(logits, targets):
+        return 1.0
+    def of_two(y_true, answers):
+        return 1.0
+    return [
+        ("KeepBest('level') of a metric that does not say which way is good", "'level', mode=None",
+         lambda p: learner(metrics=level).fit(1, callbacks=[KeepBest('level')])),
+        ("EarlyStopping('level', mode='up')", "mode='up'",
+         lambda p: learner(metrics=level).fit(1, callbacks=[EarlyStopping('level', mode='up')])),
+        ("KeepBest('levle')", "'levle'", lambda p: learner(metrics=level).fit(1, callbacks=[KeepBest('levle')])),
+        ("best_epoch(learn.recorder, 'level')", "'level'", lambda p: best_epoch(trained(metrics=level).recorder, 'level')),
+        ('top_k_accuracy(0)', 'k=0', lambda p: top_k_accuracy(0)),
+        ('top_k_accuracy(20) of 12 classes', 'k=20', lambda p: trained(metrics=top_k_accuracy(20))),
+        ('from_sklearn of a function whose arguments have other names', 'of_two', lambda p: from_sklearn(of_two)),
+        ("from_sklearn(..., mode='high')", "'high'", lambda p: from_sklearn(of_two, scores=False, mode='high')),
+        ("says_mode('up')", "'up'", lambda p: says_mode('up')),
+    ]
+
+
+@room
+def options_of_training():
+    from finetune_teach.all import training_step
+    from finetune_teach.engine.rare_classes import oversampled_order
+    def own(make):
+        return lambda p: learner(opt_func=make)
+    def no_fox():
+        class Pictures:
+            labels = torch.tensor([0, 1])
+        dls = Dls(Pictures, [])
+        dls.classes = ['cat', 'dog', 'fox']
+        return dls
+    def balanced(dls):
+        from finetune_teach.engine.rare_classes import weighted_loss
+        return weighted_loss(dls, 'balanced')
+    def without_labels():
+        dls = Dls([batch()], [batch()])
+        dls.classes = ['cat', 'dog']
+        return dls
+    return [
+        ('training_step(clip=0)', 'clip=0', lambda p: training_step(clip=0)),
+        ('training_step(accumulate=1.5)', 'accumulate=1.5', lambda p: training_step(accumulate=1.5)),
+        ("vision_learner(..., class_weights='balance')", "'balance'", lambda p: learner(class_weights='balance')),
+        ("class_weights='balanced' and a class without pictures", 'fox', lambda p: balanced(no_fox())),
+        ("class_weights='balanced' and loaders that are lists", 'list of weights', lambda p: balanced(without_labels())),
+        ('vision_learner(..., label_smoothing=1)', 'label_smoothing=1', lambda p: learner(label_smoothing=1)),
+        ('vision_learner(..., label_smoothing=0.1, loss_func=F.cross_entropy)', 'loss_func=',
+         lambda p: learner(label_smoothing=.1, loss_func=F.cross_entropy)),
+        ('oversampled_order(labels, shares=[0, 0])', 'shares=[0, 0]',
+         lambda p: oversampled_order(torch.tensor([0, 1]), [0, 0])),
+        ('opt_func that returns nothing', 'None', own(lambda model, wd: None)),
+        ('opt_func that returns LBFGS', 'LBFGS', own(lambda model, wd: torch.optim.LBFGS(model.parameters()))),
+        ('opt_func that returns Adagrad', 'Adagrad', own(lambda model, wd: torch.optim.Adagrad(model.parameters()))),
+        ('opt_func that forgets the body', 'parameters of the model',
+         own(lambda model, wd: torch.optim.SGD(model[1].parameters(), .1))),
+        ('learn.fit(1, wd=0.1) with an optimiser that has its own', 'wd=0.1', lambda p: learner(
+            opt_func=lambda model, wd: torch.optim.SGD(model.parameters(), .1, weight_decay=5e-4)).fit(1, wd=.1)),
     ]
 
 

@@ -35,8 +35,8 @@ def divide_groups(optimizer: torch.optim.Optimizer,
     inside = {id(p) for group in divided for p in group['params']}
     left = sum(p.requires_grad and id(p) not in inside for g in layer_groups for p in g)
     if left:
-        raise ValueError(f'{left} parameters of the model learn, but {short(type(optimizer))} does '
-                         'not have them: make it of model.parameters(), frozen ones too.')
+        raise ValueError(f'{left} parameters of the model learn, but {type(optimizer).__name__} '
+                         'does not have them: make it of model.parameters(), frozen ones too.')
     return optimizer
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
