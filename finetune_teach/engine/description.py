@@ -50,7 +50,8 @@ def describe(dls, arch, weights, head: tuple | None, precision: str) -> dict:
     return {
         'arch': type(arch).__name__ if ready else function_name(find_builder(arch)),
         'weights': str(found) if found else 'its own' if ready and weights is not None else None,
-        'head': None if head is None else {'hidden': list(head[0]), 'dropout': head[1]},
+        'head': None if head is None else {'hidden': [int(n) for n in head[0]],
+                                           'dropout': float(head[1])}, # of numpy, too
         'precision': precision,
         **describe_pictures(dls), # not what the weights want: loaders of other people may differ
     }

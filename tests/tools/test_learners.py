@@ -135,3 +135,9 @@ def test_load_learner_with_parts_of_ones_own(make_learner, pets, tmp_path):
     for missing in (dict(arch=small_network()), dict(head=create_head(8, 12, ())), {}):
         with pytest.raises(ValueError, match='of your own'):
             load_learner(path, **missing)
+
+
+def test_numbers_of_numpy_go_into_a_file(make_learner, tmp_path):
+    learn = make_learner(hidden=(np.int64(6),), dropout=np.float32(0.25), wd=np.float64(0.1), seed=np.int64(3))
+    again = load_learner(learn.save(tmp_path / 'a'), small_network(), device='cpu')
+    assert again.description['head'] == {'hidden': [6], 'dropout': 0.25} and (again.wd, again.seed) == (0.1, 3)
