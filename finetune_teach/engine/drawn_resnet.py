@@ -41,8 +41,8 @@ def drawn_resnet(*, weights: DrawnResNet_Weights | None = None, # None: random w
     """A small ResNet for drawings of 32 to 224 pixels; its weights lie in this package.
 
     Its convolutions were divided by eight after the training. Batch norm follows them, so the
-    answers are the same; but a rate of 1e-3 for all layers moves them eight times as far, which is
-    more than they bear, while the rates of `fine_tune` suit them."""
+    answers are the same. But a rate of 1e-3 for all layers is eight times as much for weights so
+    much smaller, and harms them; the smaller rates that `fine_tune` gives early layers do not."""
     weights = DrawnResNet_Weights.verify(weights)
     shape = dict(num_classes=240, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
     net = TinyResNet(**shape | kwargs)
