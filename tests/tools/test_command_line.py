@@ -94,14 +94,16 @@ def test_train_goes_on_after_a_stop(photos, tmp_path, capsys, monkeypatch):
     command = ['train', str(photos), '--epochs', '2', '--size', '32', '--checkpoint', 'run']
     assert main([*command, '--out', 'straight']) == 0
     os.remove('run.safetensors')
-    whole, batches = training_loop.train_step, []
-    def stopping(*args):
-        batches.append(1)
-        if len(batches) == 3: # the first is the frozen epoch's, the second the next epoch's
-            raise KeyboardInterrupt
-        return whole(*args)
+    guarded, batches = training_loop.guarded, []
+    def guarded_and_stopping(step, *names):
+        def stopping(*args):
+            batches.append(1)
+            if len(batches) == 3: # the first is the frozen epoch's, the second the next epoch's
+                raise KeyboardInterrupt
+            return step(*args)
+        return guarded(stopping, *names)
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, 'train_step', stopping)
+        patch.setattr(training_loop, 'guarded', guarded_and_stopping)
         assert main([*command, '--out', 'half']) == 130
     assert Path('half.safetensors').exists() and Path('run.safetensors').exists()
     assert main([*command, '--out', 'again']) == 0
