@@ -8,8 +8,7 @@ __all__ = []
 # %% ../nbs/index.ipynb #60bd916e
 from torchvision.models import resnet18, resnet34, resnet50
 
-from .engine.confusion import (
-    class_errors, confusion_matrix, most_confused, plot_confusion)
+from .engine.confusion import confusion_matrix
 from .engine.decoding import load_picture
 from .engine.drawing import draw_pet
 from .engine.plots import show_pictures

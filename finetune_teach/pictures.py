@@ -74,9 +74,8 @@ def image_folders(path,                       # a folder with a folder of pictur
                  ) -> ImageLoaders:
     """Load pictures that lie in one folder per class; the folders' names are the classes.
 
-    If there are folders `train` and `valid` (or another usual name), each with one folder per
-    class, that is the split, and a folder `test` beside them becomes `.test`. Else part of every
-    class is chosen at random.
+    Folders `train` and `valid` (or another usual name), each with one folder per class, are the
+    split, and `test` beside them becomes `.test`. Else part of every class is chosen at random.
 
     `groups` is a function of a `Path`, or a regular expression whose one group is searched in the
     name: the patient, the place, the video. Whole groups are chosen for validation then. A list

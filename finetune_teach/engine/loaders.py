@@ -54,6 +54,7 @@ class ImageLoader(SpecLoader):
             given = dict(mean=(self.mean, IMAGENET_MEAN), std=(self.std, IMAGENET_STD))
             self.requested = {k: now for k, (now, usual) in given.items() if now != usual}
         self.device = torch.device(self.device)
+        self.mean, self.std = tuple(self.mean), tuple(self.std)
         mean, std = torch.tensor([self.mean, self.std], device=self.device).view(2, 1, 3, 1, 1)
         self.shift, self.scale = 255 * mean, 255 * std
 
