@@ -40,9 +40,9 @@ def drawn_resnet(*, weights: DrawnResNet_Weights | None = None, # None: random w
                 ) -> TinyResNet:
     """A small ResNet for drawings of 32 to 224 pixels; its weights lie in this package.
 
-    Its convolutions were divided by eight after the training. Batch norm follows them, so the
-    answers are the same. But a rate of 1e-3 for all layers is eight times as much for weights so
-    much smaller, and harms them; the smaller rates that `fine_tune` gives early layers do not."""
+    Its convolutions are four times smaller than training left them, as those of `tiny_resnet` are.
+    Batch norm follows them, so the answers are the same. For `fine_tune` it makes no difference;
+    but 1e-3 for all layers, which larger weights would bear, is much for these, and harms them."""
     weights = DrawnResNet_Weights.verify(weights)
     shape = dict(num_classes=240, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
     net = TinyResNet(**shape | kwargs)

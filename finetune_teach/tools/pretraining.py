@@ -309,7 +309,7 @@ def save_weights(model: nn.Module, path: str | Path, data: Photos, recipe: Recip
     path, model = Path(path), shrink(model, recipe.shrink)
     tensors = {k: (t.half() if t.is_floating_point() else t).cpu().contiguous()
                for k, t in model.state_dict().items()}
-    about = {'data': f'{data.source}, {len(data.train)} photos of {data.train.shape[1]} pixels',
+    about = {'data': f'{data.source}, {len(data.train)} pictures of {data.train.shape[1]} pixels',
              'classes': data.classes, 'recipe': asdict(recipe), 'epochs': len(rows),
              'size': recipe.size, 'top1': rows[-1]['top1'],
              'confusions': confusions(model, data, recipe.size),
@@ -353,7 +353,7 @@ def draw_made_up(n: int = 50,          # pictures to learn from, of each breed i
 
 # %% ../../nbs/tools/pretraining.ipynb #9b5689d1
 DRAWN_RECIPE = Recipe(cycles=((0.2, ((22, 48), (3, 64))),), batch_size=128, average=.995,
-                      shrink=8., min_area=.5, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
+                      min_area=.5, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
 
 def pretrain_drawn(folder: str | Path, # for the checkpoint; a run that was stopped goes on
                    data: Photos | None = None, # None: `draw_made_up()`

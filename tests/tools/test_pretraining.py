@@ -258,7 +258,7 @@ def test_the_file_says_what_it_is(written, photos):
     assert json.loads(about['classes']) == BREEDS
     assert json.loads(about['recipe'])['label_smoothing'] == 0.1
     assert (about['epochs'], about['size'], about['top1']) == ('1', '40', '0.3')
-    assert '39 photos of 32 pixels' in about['data'] and 'ImageNet' in about['licence']
+    assert '39 pictures of 32 pixels' in about['data'] and 'ImageNet' in about['licence']
     assert json.loads(about['mean']) == [0.485, 0.456, 0.406]
     pairs = json.loads(about['confusions'])
     assert pairs and sum(n for _, _, n in pairs) <= 12 and all(a != b for a, b, _ in pairs)
@@ -348,4 +348,4 @@ def test_the_shipped_weights_of_drawings():
     assert as_saved(Recipe(**json.loads(about['recipe']))) == as_saved(DRAWN_RECIPE)
     net = drawn_resnet(weights='DEFAULT')
     right = top1(net, data.valid, data.valid_labels, DRAWN_RECIPE.size, data.scale)
-    assert right == pytest.approx(float(about['top1']), abs=.01) and right > .4
+    assert right == pytest.approx(float(about['top1']), abs=.01) and right > .9
