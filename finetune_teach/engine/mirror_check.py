@@ -64,12 +64,12 @@ def are_mirror_images(body: nn.Module,   # pictures to features
 # %% ../../nbs/engine/mirror_check.ipynb #7cbe5234
 def mirror_trouble(model: nn.Module, dls, answers: PredictedLabels | None) -> str | None:
     "Return a warning if training with mirrored pictures confused two classes for that reason."
-    if answers is None or world().size > 1 or not confused_pairs(answers):
-        return None # several processes have decoded their share of the pictures only
     ours = isinstance(dls.train, SpecLoader) and isinstance(dls.valid, SpecLoader)
     body = model[0] if isinstance(model, nn.Sequential) and len(model) == 2 else None
     if not (ours and getattr(dls.train, 'flip', False) and body):
         return None
+    if answers is None or world().size > 1 or not confused_pairs(answers):
+        return None # several processes have decoded their share of the pictures only
     with keep_random_state(): # building a network draws its weights
         shipped = tiny_resnet(weights=TinyResNet_Weights.DEFAULT).to(dls.train.device)
     shipped.fc = nn.Identity() # it knows sides still, if the model's own body has lost them
