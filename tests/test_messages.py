@@ -992,7 +992,8 @@ def what_it_learned():
 
 @room
 def prediction(): # and testing
-    from finetune_teach.all import confusion_matrix, evaluate, most_confused
+    from finetune_teach.all import confusion_matrix, evaluate
+    from finetune_teach.engine.confusion import most_confused
     from finetune_teach.engine.prediction import predict
     from finetune_teach.tools.testing import ClassReport
     grey = Image.new('L', (9, 9))
