@@ -19,23 +19,26 @@ from .tiny_resnet import TinyResNet_Weights, tiny_resnet
 
 # %% ../../nbs/engine/mirror_check.ipynb #efb5fdf7
 def confused_pairs(answers: PredictedLabels, # of the validation pictures
-                   at_least: float = 0.25    # share of each of the two that is taken for the other
+                   at_least: float = 0.25,   # share of each of the two that is taken for the other
+                   at_least_pictures: int = 16 # of both; fewer say nothing
                   ) -> list[tuple[int, int]]: # numbers of two classes
     "Return the pairs of classes that are taken for each other, the most confused first."
     found = {}
     classes = answers.actual.unique().tolist()
     share = {(a, b): (answers.predicted[answers.actual == a] == b).float().mean().item()
              for a in classes for b in classes if a != b}
+    n = {k: int((answers.actual == k).sum()) for k in classes}
     for a, b in share:
-        if a < b and min(share[a, b], share[b, a]) >= at_least:
+        enough = n[a] + n[b] >= at_least_pictures
+        if a < b and enough and min(share[a, b], share[b, a]) >= at_least:
             found[a, b] = share[a, b] + share[b, a]
     return sorted(found, key=found.get, reverse=True)
 
 # %% ../../nbs/engine/mirror_check.ipynb #7cc7132e
 @torch.no_grad()
 def _features(body: nn.Module, loader: SpecLoader, of: int, mirrored: bool) -> torch.Tensor:
-    "Return the features of at most 100 pictures of a class, n x F, on the CPU."
-    index = (loader.labels == of).nonzero()[:100, 0]
+    "Return the features of at most 50 pictures of a class, n x F, on the CPU."
+    index = (loader.labels == of).nonzero()[:50, 0]
     with modes_kept(body):
         parts = [body.eval()(loader.load(BatchSpec(at, torch.full((len(at),), mirrored), None)))
                  for at in index.split(32)]
@@ -58,7 +61,7 @@ def are_mirror_images(body: nn.Module,   # pictures to features
         return (torch.cat(score) > 0).float()
     plain, mirrored = right(False), right(True)
     by_chance = 0.5 / len(plain) ** 0.5 # the standard error of a share of one half
-    return (len(plain) >= 16 and plain.mean().item() >= max(0.65, 0.5 + 2 * by_chance)
+    return (plain.mean().item() >= max(0.65, 0.5 + 2 * by_chance)
             and mirrored.mean().item() <= min(0.4, 0.5 - 1.5 * by_chance))
 
 # %% ../../nbs/engine/mirror_check.ipynb #7cbe5234
@@ -73,7 +76,7 @@ def mirror_trouble(model: nn.Module, dls, answers: PredictedLabels | None) -> st
     with keep_random_state(): # building a network draws its weights
         shipped = tiny_resnet(weights=TinyResNet_Weights.DEFAULT).to(dls.train.device)
     shipped.fc = nn.Identity() # it knows sides still, if the model's own body has lost them
-    for a, b in confused_pairs(answers)[:3]:
+    for a, b in confused_pairs(answers)[:2]:
         if any(are_mirror_images(part, dls.train, dls.valid, a, b) for part in (body, shipped)):
             a, b = (printable(dls.classes[k]) for k in (a, b))
             return (f'{a} and {b} are taken for each other, and each looks like the other in a '

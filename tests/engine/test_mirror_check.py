@@ -43,10 +43,11 @@ def taken_for_each_other(dls):
 
 
 def test_pairs_that_are_taken_for_each_other():
-    actual = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)
-    said = torch.tensor([1, 1, 0, 0] + [0, 0, 0, 1] + [1, 1, 1, 2]) # nobody takes a 1 for a 2
+    actual = torch.tensor([0] * 4 + [1] * 4 + [2] * 4).repeat(2)
+    said = torch.tensor([1, 1, 0, 0] + [0, 0, 0, 1] + [1, 1, 1, 2]).repeat(2) # nobody takes a 1 for a 2
     assert confused_pairs(PredictedLabels(said, actual * 0. + 1, actual)) == [(0, 1)]
     assert confused_pairs(PredictedLabels(actual, actual * 0. + 1, actual)) == []
+    assert confused_pairs(PredictedLabels(said[:12], actual[:12] * 0. + 1, actual[:12])) == [], 'too few to tell'
 
 
 def test_left_and_right(model):
