@@ -136,7 +136,8 @@ def check_end(network: nn.Module, # as it was given, with its last layer
         return
     last = seen[-1]
     if isinstance(layer, nn.Conv2d): # averaged over all places afterwards, in the squeezenets
-        after = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+        after = [m for m in network.modules()
+                 if next(m.parameters(recurse=False), None) is not None]
         ends = [last.mean((-2, -1)), last.relu().mean((-2, -1))] if after[-1] is layer else []
     else:
         ends = [last]

@@ -40,9 +40,9 @@ def unknown_classes(names: Sequence[str], known: Sequence[str],
                    ) -> ValueError:
     "Return the error for pictures of classes that a model does not know."
     place = '' if where is None else f'{printable(where)}: '
-    return ValueError(f'{place}pictures of classes that the model does not know: {few(names, 20)}. It '
-                      f'knows {few(known, 20)}. Leave these pictures out, or give the classes '
-                      'the names that the model knows; a class it is to learn needs a new '
+    return ValueError(f'{place}pictures of classes that the model does not know: '
+                      f'{few(names, 20)}. It knows {few(known, 20)}. Leave these pictures out, '
+                      'or give the classes the names that the model knows; a class it is to learn needs a new '
                       'learner.')
 
 def renumber(labels: torch.Tensor, # int64 N: places in `theirs`

@@ -42,8 +42,9 @@ def divide_groups(optimizer: torch.optim.Optimizer,
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     "Raise a `ValueError` for what the training loop cannot drive."
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f'opt_func gave {short(optimizer)}: it has to return an optimiser of torch, '
-                         'such as torch.optim.SGD(model.parameters(), 0.1, weight_decay=wd).')
+        raise ValueError(f'opt_func gave {short(optimizer)}: it has to return an optimiser of '
+                         'torch, such as torch.optim.SGD(model.parameters(), 0.1, '
+                         'weight_decay=wd).')
     closure = inspect.signature(optimizer.step).parameters.get('closure')
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(f'{type(optimizer).__name__} computes the loss several times in a step (a '

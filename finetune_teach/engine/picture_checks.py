@@ -142,8 +142,8 @@ def class_imbalance(labels: list[str], where: str) -> str | None:
     return (f'{where}: the classes are of very unequal size: {few(shown, 6)} pictures'
             f'{" (largest and smallest)" if len(counts) > 6 else ""}. Who always answers'
             f' {printable(largest)} is right for {most / len(labels):.0%} of all, so do not trust'
-            ' the error rate of all pictures: look at the error of each class, which evaluate(learn)'
-            ' shows, and add pictures to the small ones')
+            ' the error rate of all pictures: look at the error of each class, which'
+            ' evaluate(learn) shows, and add pictures to the small ones')
 
 # %% ../../nbs/engine/picture_checks.ipynb #dad6248b
 def same_pictures(train, # uint8 N x 3 x S x S

@@ -155,7 +155,7 @@ def _told(files, parts, where, order, is_valid, groups) -> tuple[list | None, li
     return parts, groups
 
 # %% ../../nbs/engine/picture_sets.ipynb #664e94b1
-def labelled_files(folder,             # with a folder for each class, or `test` or `valid` with those
+def labelled_files(folder,             # with class folders, or `test` or `valid` with those
                    classes: list[str]  # that the model knows
                   ) -> tuple[list, list[str]]: # files, and the name of each one's class
     "Return the labelled pictures in a folder; where it holds a split, those that are held out."

@@ -126,7 +126,7 @@ class Preprocessing(NamedTuple):
     std: tuple
 
 def own_preprocessing(network: nn.Module) -> dict: # of 'size', 'mean' and 'std', what it says
-    "Return what a ready network says of its pictures: timm's do, and those of transformers in part."
+    "Return what a ready network says of its pictures: timm's do, transformers' in part."
     for part in network.modules(): # it may lie inside of another
         about = getattr(part, 'pretrained_cfg', None) or getattr(part, 'default_cfg', None)
         if about:

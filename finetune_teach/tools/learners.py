@@ -55,7 +55,8 @@ def vision_learner(dls,                      # `ImageLoaders`
         body = create_body(arch, weights)
         n_features, n_classes = body.num_features, len(describe_pictures(dls)['classes'])
         head = create_head(n_features, n_classes, hidden, dropout) if own is None else own
-    description = describe(dls, arch, weights, (hidden, dropout) if own is None else None, precision)
+    default_head = (hidden, dropout) if own is None else None
+    description = describe(dls, arch, weights, default_head, precision)
     check_head(head, n_features, n_classes)
     x = next(iter(dls.valid))[0][:2].cpu()
     if isinstance(arch, nn.Module):

@@ -128,7 +128,8 @@ def random_views(photos: torch.Tensor,  # uint8 N x H x W x 3
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width * mirror, x, height, y
     grid = F.affine_grid(theta, (n, 3, size, size), align_corners=False).to(photos.device)
-    return F.grid_sample(normalised(photos, scale), grid, padding_mode='reflection', align_corners=False)
+    return F.grid_sample(normalised(photos, scale), grid, padding_mode='reflection',
+                         align_corners=False)
 
 # %% ../../nbs/tools/pretraining.ipynb #bbd29600
 MOMENTUM = 0.9 # the same at every step
