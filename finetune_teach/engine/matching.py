@@ -42,8 +42,8 @@ def unknown_classes(names: Sequence[str], known: Sequence[str],
     place = '' if where is None else f'{printable(where)}: '
     return ValueError(f'{place}pictures of classes that the model does not know: '
                       f'{few(names, 20)}. It knows {few(known, 20)}. Leave these pictures out, '
-                      'or give the classes the names that the model knows; a class it is to learn needs a new '
-                      'learner.')
+                      'or give the classes the names that the model knows; a class it is to '
+                      'learn needs a new learner.')
 
 def renumber(labels: torch.Tensor, # int64 N: places in `theirs`
              theirs: Sequence[str], ours: Sequence[str]
