@@ -24,11 +24,12 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from .downloads import download
 from .drawn_resnet import drawn_resnet
+from .efficientnet_lite import efficientnet_lite0
 from .loaders import IMAGENET_MEAN, IMAGENET_STD
 from .tiny_resnet import TinyResNet_Weights, tiny_resnet
 
 # %% ../../nbs/engine/weights.ipynb #6a47a7a9
-OURS = {'tiny_resnet': tiny_resnet, 'drawn_resnet': drawn_resnet} # with weights in the package
+OURS = {f.__name__: f for f in (tiny_resnet, drawn_resnet, efficientnet_lite0)} # not torchvision's
 
 def find_builder(arch: Callable | str) -> Callable:
     "The function that builds `arch`: itself, torchvision's of that name, or one of ours."
