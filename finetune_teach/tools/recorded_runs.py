@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUNS_FILE', 'PHOTOS', 'Run', 'some_photos', 'cat_or_dog', 'pictures_of', 'record', 'read_runs', 'rate_runs']
 
-# %% ../../nbs/tools/recorded_runs.ipynb #1a5ab9bf
+# %% ../../nbs/tools/recorded_runs.ipynb #3e5cb628
 import json
 import random
 import time
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.loaders import ImageLoaders
-from ..near_and_far import RECIPES, final_error
 from ..pictures import drawn_pets, image_files
+from .recipes import RECIPES, final_error
 
 # %% ../../nbs/tools/recorded_runs.ipynb #99c0582c
 class Run(NamedTuple):
@@ -93,8 +93,8 @@ def read_runs(path=RUNS_FILE) -> list[Run]:
     lines = path.read_text(encoding='utf-8').splitlines()
     return [Run(**json.loads(line)) for line in lines]
 
-# %% ../../nbs/tools/recorded_runs.ipynb #782b4d7e
-PHOTOS = {'CIFAR-10': (10, 96), 'flowers': (20, 128), 'cats and dogs': (13, 128)} # pictures, size
+# %% ../../nbs/tools/recorded_runs.ipynb #8097c42e
+PHOTOS = {'CIFAR-10': (10, 96), 'flowers': (20, 96), 'cats and dogs': (13, 128)} # pictures, size
 
 def rate_runs(task: str, body: str, size: int, pictures: int, rates: Iterable[float],
               seeds=(0, 1, 2), epochs: int = 5) -> Iterator[tuple]:
