@@ -353,7 +353,7 @@ def draw_made_up(n: int = 50,          # pictures to learn from, of each breed i
                   (DRAWN_MEAN, DRAWN_STD))
 
 # %% ../../nbs/tools/pretraining.ipynb #9b5689d1
-DRAWN_RECIPE = Recipe(cycles=((0.2, ((22, 48), (3, 64))),), batch_size=128, average=.995,
+DRAWN_RECIPE = Recipe(cycles=((0.2, ((8, 32), (4, 48))),), batch_size=128, average=.99,
                       min_area=.5, widths=DRAWN_WIDTHS, depths=DRAWN_DEPTHS)
 
 def pretrain_drawn(folder: str | Path, # for the checkpoint; a run that was stopped goes on

@@ -348,4 +348,4 @@ def test_the_shipped_weights_of_drawings():
     assert as_saved(Recipe(**json.loads(about['recipe']))) == as_saved(DRAWN_RECIPE)
     net = drawn_resnet(weights='DEFAULT')
     right = top1(net, data.valid, data.valid_labels, DRAWN_RECIPE.size, data.scale)
-    assert right == pytest.approx(float(about['top1']), abs=.01) and right > .9
+    assert right == pytest.approx(float(about['top1']), abs=.01) and right > .8
