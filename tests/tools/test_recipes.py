@@ -20,7 +20,7 @@ def test_equal_epochs_and_equal_rates_for_the_head(dls, recipe):
     RECIPES[recipe](learn, 3, 1e-3)
     assert len(learn.recorder.history) == 3
     n = len(learn.recorder.lrs) // 3 # steps of an epoch; the last two are alike in all recipes but one
-    assert max(lrs[-1] for lrs in learn.recorder.lrs[n:]) == pytest.approx(1e-3, rel=.05)
+    assert max(lrs[-1] for lrs in learn.recorder.lrs[n:]) == pytest.approx(1e-3, rel=.1)
     assert same_bits(state(learn.model[0]), before) == (recipe == 'head only')
 
 
