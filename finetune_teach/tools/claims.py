@@ -176,13 +176,15 @@ def _train(place: Place, seed: int, way: str, lr: float) -> nn.Sequential:
 def _trained(place: Place, seed: int, way: str = 'fine_tune') -> nn.Sequential:
     return _train(place, seed, way, 1e-3)
 
+_STYLED = [('fine_tune', 1e-3), ('all at once', 1e-3), ('head', 3e-3)] # see `style_claims`
+
 @lru_cache(maxsize=None)
 def _errors(place: Place, seed: int, way: str, lr: float) -> tuple[float, float]:
-    "Errors after training: on new pictures, and on those of another style, if there are any."
+    "Errors after training: on new pictures, and, where a claim asks, on those of another style."
     keep = way == 'fine_tune' and lr == 1e-3 # other claims look at this model
     model = _trained(place, seed) if keep else _train(place, seed, way, lr)
-    error = validate(model, place.dls.valid)[1]
-    return error, validate(model, place.other_style)[1] if place.other else error
+    error, styled = validate(model, place.dls.valid)[1], place.other and (way, lr) in _STYLED
+    return error, validate(model, place.other_style)[1] if styled else math.nan
 
 def _at(place: Place, way: str, lr: float = 1e-3, style: int = 0) -> Callable[[int], float]:
     return lambda seed: _errors(place, seed, way, lr)[style]
@@ -194,9 +196,12 @@ def _compare(less: Callable, more: Callable) -> Callable[[int], tuple[float, flo
     return lambda seed: (less(seed), more(seed))
 
 # %% ../../nbs/tools/claims.ipynb #clm00006
+_SCRATCH = 1e-3, 3e-3 # rates
+
 def _over_rates(place: Place, way: str, number: Callable) -> Callable[[int], float]:
     "A number, such as the lowest, of the errors at all rates."
-    return lambda seed: number([_errors(place, seed, way, lr)[0] for lr in place.rates])
+    rates = _SCRATCH if way == 'from scratch' else place.rates
+    return lambda seed: number([_errors(place, seed, way, lr)[0] for lr in rates])
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
@@ -216,7 +221,8 @@ def recipe_claims(place: Place) -> list[Claim]:
                      place.regime, rates, why_not, advice)
     return [
         claim('The head alone beats training from scratch', 'head alone', 'from scratch',
-              (best('head'), best('from scratch')), each, 'start from a pretrained body',
+              (best('head'), best('from scratch')), 'best of 1e-3, 3e-3 for scratch, '
+              f'{span} for the head', 'start from a pretrained body',
               'what the body was made for does not help here'),
         claim('Fine-tuning beats the head alone', 'fine_tune', 'head alone',
               (at('fine_tune'), head), '1e-3, head 3e-3', 'let the body learn as well', _ENOUGH),
@@ -227,7 +233,8 @@ def recipe_claims(place: Place) -> list[Claim]:
               (at('fine_tune'), at('all at once')), default, 'prefer fine_tune to all at once'),
         claim('Fine-tuning beats all layers at once, each at its best rate', 'fine_tune',
               'all at once', (best('fine_tune'), best('all at once')), each,
-              'prefer fine_tune to all at once, and look for the rate'),
+              'prefer fine_tune to all at once, and look for the rate',
+              'the body learns in four of the five epochs; with lr_mult=1, fine_tune is behind, too'),
         claim('At a rate picked blindly, fine-tuning beats all layers at once', 'fine_tune',
               'all at once', (blind('fine_tune'), blind('all at once')), f'mean over {span}',
               'prefer fine_tune where you do not look for the rate'),
@@ -260,6 +267,10 @@ def _knowledge(place: Place, body: nn.Module) -> float:
     with seeded(0):
         return centroid_accuracy(get_features(body, place.dls.train),
                                  get_features(body, place.dls.valid))
+
+@lru_cache(maxsize=None)
+def _knowledge_at_first(place: Place) -> float:
+    return _knowledge(place, new_model(place, 0)[0])
 
 def _pretrained_against_random(place: Place, seed: int) -> tuple[float, float]:
     return tuple(_knowledge(place, new_model(place, seed, weights)[0])
@@ -318,7 +329,7 @@ def _one_epoch(place: Place, seed: int, lr: float, head: str = 'trained') -> _Ep
     model = new_model(place, seed)
     if head == 'trained':
         model = copy.deepcopy(_trained(place, seed, 'head'))
-    before = validate(model, place.dls.valid)[1], _knowledge(place, model[0])
+    before = validate(model, place.dls.valid)[1], _knowledge_at_first(place)
     schedule = constant(len(place.dls.train), lr)
     fit(unfreeze(model), place.quick, 1, schedule, seed=seed, show=False)
     after = validate(model, place.dls.valid)[1], _knowledge(place, model[0])
@@ -396,7 +407,7 @@ def _at_lowest_and_last(place: Place, seed: int, key: str) -> tuple[float, float
 
 def _loss_rises(place: Place, seed: int) -> tuple[float, float]:
     lowest, last = _at_lowest_and_last(place, seed, 'valid_loss')
-    return 1.1 * lowest, last
+    return 1.05 * lowest, last
 
 def _error_does_not(place: Place, seed: int) -> tuple[float, float]:
     lowest, last = _at_lowest_and_last(place, seed, 'error_rate')
@@ -453,8 +464,8 @@ def common_claims(place: Place) -> list[Claim]:
               'unfreeze at a tenth of the rate of the head'),
         claim('Fine-tuning moves early layers less than late ones', '07_fine_tuning',
               'early body moved by', 'late body', _distances, '1e-3'),
-        claim('In a long run of the head, the validation loss rises by a tenth or more',
-              '08_overfitting', '1.1 × its lowest', 'last', _loss_rises, '1e-3, constant',
+        claim('In a long run of the head, the validation loss rises by 5 % or more',
+              '08_overfitting', '1.05 × its lowest', 'last', _loss_rises, '1e-3, constant',
               advice='expect the validation loss to rise in a long run of the head'),
         claim('In a long run of the head, the error does not rise with the loss',
               '08_overfitting', 'last error', 'at the lowest loss + 0.02', _error_does_not,
@@ -490,7 +501,7 @@ CLAIMS = sorted([
     Claim('The finder changes nothing', '06_lr_finder', 'changes', 'allowed', _looking, 'far'),
     Claim('Fine-tuned on 6 pictures a class beats from scratch on 12', '10_near_and_far',
           'error, fine_tune', 'from scratch', _half_the_pictures, 'far',
-          f'1e-3, scratch best of {rate_text(RATES[0])} to {rate_text(RATES[-1])}'),
+          '1e-3, scratch best of 1e-3, 3e-3'),
     Claim('What rises is the confidence in wrong answers', '08_overfitting',
           'confidence at the lowest loss', 'last', _surer_mistakes, 'far', '1e-3, constant'),
     Claim('Dividing the logits by 2 takes much of it back', '08_overfitting',

@@ -144,9 +144,9 @@ def run_claims(args: argparse.Namespace) -> None:
         else:
             check_claims(seeds=seeds, results=results)
     finally: # also after Ctrl-C
-        print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
-              f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.'
-              if results else '')
+        if results:
+            print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
+                  f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.')
         if args.out and results:
             save_claims(results, args.out)
 
