@@ -234,7 +234,7 @@ def recipe_claims(place: Place) -> list[Claim]:
         claim('Fine-tuning beats all layers at once, each at its best rate', 'fine_tune',
               'all at once', (best('fine_tune'), best('all at once')), each,
               'prefer fine_tune to all at once, and look for the rate',
-              'the body learns in four of the five epochs; with lr_mult=1, fine_tune is behind, too'),
+              'the body learns in four of five epochs; with lr_mult=1, fine_tune is behind, too'),
         claim('At a rate picked blindly, fine-tuning beats all layers at once', 'fine_tune',
               'all at once', (blind('fine_tune'), blind('all at once')), f'mean over {span}',
               'prefer fine_tune where you do not look for the rate'),
