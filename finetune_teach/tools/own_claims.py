@@ -79,7 +79,7 @@ def folder_claims(pictures,                    # a folder of class folders, or `
     if show:
         n, n_valid = len(used.train.labels), len(used.valid.labels)
         print(f'{dls}\nMeasured with {n} training and {n_valid} validation pictures of them '
-              f'(most={most}), of which each is {1 / n_valid:.1%} of the error.\nIt will take about '
+              f'(most={most}), each of them {1 / n_valid:.1%} of the error.\nIt will take about '
               f'{expected_minutes(place, len(seeds)) + 0.5:.0f} minutes. Ctrl-C ends it.\n')
     try:
         return check_claims(own_claims(place), seeds, show, results)
