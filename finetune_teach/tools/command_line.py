@@ -25,6 +25,7 @@ from ..pictures import drawn_pets, image_folders
 from .claims import check_claims, save_claims
 from .course_writer import write_course
 from .learners import load_learner, vision_learner
+from .own_claims import folder_claims
 from .testing import evaluate
 from ..training_loop import accuracy, error_rate
 
@@ -128,15 +129,26 @@ def run_notebooks(args: argparse.Namespace) -> None:
 
 # %% ../../nbs/tools/command_line.ipynb #34b0b06a
 def run_claims(args: argparse.Namespace) -> None:
-    "Measure what the course claims."
+    "Measure what the course claims, on its drawings or on a folder of photos."
     if args.out and not Path(args.out).absolute().parent.is_dir():
         raise FileNotFoundError(f'there is no folder {Path(args.out).parent} for {args.out}: make '
                                 'it, or name another file.')
-    results = check_claims(seeds=range(args.seeds))
-    print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
-          f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.')
-    if args.out:
-        save_claims(results, args.out)
+    if not args.folder and (args.arch, args.size) != (None, None):
+        raise ValueError('--arch and --size are for pictures of yours: finetune-teach claims '
+                         'FOLDER. Without a folder, the claims are measured on drawings.')
+    results, seeds = [], range(args.seeds)
+    try:
+        if args.folder:
+            folder_claims(args.folder, args.arch or 'tiny_resnet', size=args.size, seeds=seeds,
+                          on_error=args.on_error, results=results)
+        else:
+            check_claims(seeds=seeds, results=results)
+    finally: # also after Ctrl-C
+        if results:
+            print(f'\n{sum(r.held for r in results)} of {len(results)} claims held with '
+                  f'{args.seeds} seeds; {sum(r.seconds for r in results) / 60:.1f} minutes.')
+        if args.out and results:
+            save_claims(results, args.out)
 
 # %% ../../nbs/tools/command_line.ipynb #f81a2b57
 def parser() -> argparse.ArgumentParser:
@@ -155,7 +167,8 @@ def parser() -> argparse.ArgumentParser:
     add_test(commands.add_parser('test', help='test a saved model on labelled pictures'))
     commands.add_parser('versions', help='print the versions of everything, for a bug report'
                         ).set_defaults(run=lambda args: show_versions())
-    add_claims(commands.add_parser('claims', help='measure what the course claims'))
+    add_claims(commands.add_parser('claims', help='measure what the course claims, on its '
+                                   'drawings or on a folder of photos'))
     add_notebooks(commands.add_parser('notebooks',
                                       help='write the notebooks of the course into a folder'))
     return top
@@ -203,6 +216,13 @@ def add_test(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=run_test)
 
 def add_claims(p: argparse.ArgumentParser) -> None:
+    p.add_argument('folder', nargs='?', help='of your photos, as for train (default: the drawings '
+                   'of the course)')
+    p.add_argument('--arch', help='as for train, with a folder (default tiny_resnet)')
+    p.add_argument('--size', type=int,
+                   help='of the photos in pixels (default: what the weights want)')
+    p.add_argument('--on-error', choices=['raise', 'skip'], default='raise',
+                   help='skip: leave out files that are no pictures')
     p.add_argument('--seeds', type=int, choices=range(1, 100), metavar='N', default=3,
                    help='measure each claim with the seeds 0 to N-1 (default 3)')
     p.add_argument('--out', help='a file for the results, as JSON')
