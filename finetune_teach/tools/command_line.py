@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None # default: those of the command line
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             args.run(args)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ImportError) as error:
         print(f'finetune-teach: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
