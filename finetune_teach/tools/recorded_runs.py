@@ -169,12 +169,12 @@ def good_rates(runs: Iterable[Run], within: float = 0.05) -> list[float]:
     lowest = min(map(mean, errors.values()))
     return [rate for rate, found in errors.items() if mean(found) <= lowest + within]
 
-# %% ../../nbs/tools/recorded_runs.ipynb #eee7a0d7
+# %% ../../nbs/tools/recorded_runs.ipynb #541ba5a4
 def plot_lines(ax, lines: dict # by recipe: errors of all seeds, by what is on the x-axis
               ) -> None:
     "A line through the means of each recipe, and a band from the best seed to the worst."
     for colour, (recipe, errors) in zip(COLOURS, lines.items()):
-        ax.plot(errors, [mean(e) for e in errors.values()], 'o-', ms=4, color=colour, label=recipe)
+        ax.plot(list(errors), [mean(e) for e in errors.values()], 'o-', ms=4, color=colour, label=recipe)
         ax.fill_between(list(errors), *([f(e) for e in errors.values()] for f in (min, max)),
                         color=colour, alpha=.15, lw=0)
 
