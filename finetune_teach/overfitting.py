@@ -48,26 +48,22 @@ def best_epoch(recorder: Recorder,         # of a run
 # %% ../nbs/08_overfitting.ipynb #0d412ae9
 def plot_loss_and_metric(recorder: Recorder,
                          metric: str = 'error_rate', # a column of the table of results
-                         ax=None,                    # matplotlib axes; None: new ones
+                         axes=None,                  # a pair of matplotlib's; None: new ones
                          mode: str | None = None     # of the metric, as in `best_epoch`
                         ) -> tuple:                  # two axes: of the losses, of the metric
-    "Both losses (left axis) and a metric (right axis) per epoch; stars mark the best."
-    left = ax or new_axes(size=(6.4, 3.6))
-    right, lines = left.twinx(), []
-    right.spines['right'].set_visible(True)
+    "Both losses (left) and a metric (right) per epoch; stars mark the best."
     marks = {'valid_loss': best_epoch(recorder), metric: best_epoch(recorder, metric, mode)}
-    for i, (key, shift, style) in enumerate([('train_loss', 0.5, '-'), ('valid_loss', 0, 'o-'),
-                                             (metric, 0, 's--')]):
+    left, right = new_axes(2, (8.4, 3)) if axes is None else axes
+    for i, (ax, key, shift) in enumerate([(left, 'train_loss', 0.5), (left, 'valid_loss', 0),
+                                          (right, metric, 0)]):
         points = [(r['position'] - shift, r.get(key, math.nan)) for r in recorder.history]
-        axis = right if key == metric else left
-        lines += axis.plot(*zip(*points), style, color=COLOURS[i], ms=4, label=key)
+        ax.plot(*zip(*points), 'o-', color=COLOURS[i], ms=3, label=key)
         if key in marks:
-            axis.plot(*points[marks[key]], '*', color=COLOURS[i], ms=15, mec='black')
-    mark_phases(left, recorder)
-    for axis, label in [(left, 'loss (solid lines)'), (right, f'{metric} (dashed line)')]:
-        axis.set(ylabel=label, ylim=(0, 1.1 * axis.get_ylim()[1]))
-    left.set(xlabel='epochs', title=f'Loss and {metric}')
-    left.legend(handles=lines, ncol=3, loc='upper center', bbox_to_anchor=(0.5, -0.18))
+            ax.plot(*points[marks[key]], '*', color=COLOURS[i], ms=15, mec='black')
+    for ax, label in [(left, 'loss'), (right, metric)]:
+        mark_phases(ax, recorder)
+        ax.set(xlabel='epochs', ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]), title=label)
+    left.legend()
     return left, right
 
 # %% ../nbs/08_overfitting.ipynb #7b522689

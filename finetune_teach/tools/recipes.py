@@ -44,7 +44,7 @@ def final_error(dls,             # `ImageLoaders`
     RECIPES[recipe](learn, epochs, rate)
     return learn.recorder.history[-1]['error_rate']
 
-# %% ../../nbs/tools/recipes.ipynb #330d7cf5
+# %% ../../nbs/tools/recipes.ipynb #ade1203e
 def _calls(body: nn.Module, x: torch.Tensor, parts: dict) -> dict: # by name: input, output
     "Return what parts of a body got and gave at their last call, in the order of the calls."
     found, hooks = {}, []
@@ -70,11 +70,12 @@ def last_stage(body: nn.Module, x: torch.Tensor # N x 3 x H x W
     names = [name for name, (given, out) in _calls(body, x, parts).items()
              if given.shape[1] > 3 and not (out.shape[-1] == 1 < given.shape[-1] / 2)]
     if not names:
-        raise ValueError(f'{type(body).__name__} has no stages that halve its maps. Say with layer= '
-                         'which part is the first of the last third, as in body.named_modules().')
+        raise ValueError(f'{type(body).__name__} has no stages that halve its maps. Say with '
+                         'layer= which part is the first of the last third, by its name in '
+                         'body.named_modules().')
     return names[-1]
 
-# %% ../../nbs/tools/recipes.ipynb #fe4625a2
+# %% ../../nbs/tools/recipes.ipynb #34dd2b6f
 NEAR, FAR = 0.85, 0.95 # the last stage leaves at most this part of the errors; at least this part
 
 class Nearness(NamedTuple):
@@ -95,7 +96,7 @@ class Nearness(NamedTuple):
 
 def nearness(dls,                     # `ImageLoaders`
              arch='tiny_resnet',      # as for `vision_learner`
-             layer: str | None = None # the first part of the last stage; None: `last_stage` finds it
+             layer: str | None = None # first part of the last stage; None: as `last_stage` finds
             ) -> Nearness:
     "Measure whether what a body was trained for is of use for these pictures."
     learn = vision_learner(dls, arch, seed=0, device='cpu', show=False)

@@ -169,12 +169,13 @@ def good_rates(runs: Iterable[Run], within: float = 0.05) -> list[float]:
     lowest = min(map(mean, errors.values()))
     return [rate for rate, found in errors.items() if mean(found) <= lowest + within]
 
-# %% ../../nbs/tools/recorded_runs.ipynb #541ba5a4
+# %% ../../nbs/tools/recorded_runs.ipynb #2a6a8239
 def plot_lines(ax, lines: dict # by recipe: errors of all seeds, by what is on the x-axis
               ) -> None:
     "A line through the means of each recipe, and a band from the best seed to the worst."
     for colour, (recipe, errors) in zip(COLOURS, lines.items()):
-        ax.plot(list(errors), [mean(e) for e in errors.values()], 'o-', ms=4, color=colour, label=recipe)
+        means = [mean(e) for e in errors.values()]
+        ax.plot(list(errors), means, 'o-', ms=4, color=colour, label=recipe)
         ax.fill_between(list(errors), *([f(e) for e in errors.values()] for f in (min, max)),
                         color=colour, alpha=.15, lw=0)
 
@@ -189,7 +190,7 @@ def plot_pictures(ax, runs: Iterable[Run], title: str) -> None:
     plot_lines(ax, {recipe: {n: best_rate(select(runs, recipe=recipe, pictures=n))[1]
                              for n in sorted({run.pictures for run in runs})}
                     for recipe in OF_PICTURES})
-    ax.set(xscale='log', ylim=(0, None), title=title, xlabel='pictures of each class to learn from')
+    ax.set(xscale='log', ylim=(0, None), title=title, xlabel='pictures of each class')
     ticks = sorted({run.pictures for run in runs})
     ax.set_xticks(ticks, ticks, minor=False)
     ax.set_xticks([], minor=True)
