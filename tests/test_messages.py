@@ -1066,7 +1066,8 @@ def command_line():
             patch('finetune_teach.tools.course_writer.files', lambda name: p / 'package'), course_writer.notebooks_folder)),
         ('finetune-teach claims --out no/such/folder/a.json', 'PLACE/no', lambda p: command_line.run_claims(
             command_line.parser().parse_args(['claims', '--out', str(p / 'no' / 'a.json')]))),
-        ('finetune-teach claims --arch resnet34', 'FOLDER', lambda p: terminal('claims', '--arch', 'resnet34')),
+        ('finetune-teach claims --arch resnet34', 'FOLDER', lambda p: command_line.run_claims(
+            command_line.parser().parse_args(['claims', '--arch', 'resnet34']))),
         ('finetune-teach claims photos', 'PLACE/photos', lambda p: terminal('claims', p / 'photos')),
         ('folder_claims(photos, most=0)', 'most', lambda p: own_claims.folder_claims(p, most=0)),
         ('nearness(dls, a network without stages)', 'layer=', lambda p: recipes.last_stage(

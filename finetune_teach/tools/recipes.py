@@ -75,7 +75,7 @@ def last_stage(body: nn.Module, x: torch.Tensor # N x 3 x H x W
                          'body.named_modules().')
     return names[-1]
 
-# %% ../../nbs/tools/recipes.ipynb #34dd2b6f
+# %% ../../nbs/tools/recipes.ipynb #197489bc
 NEAR, FAR = 0.85, 0.95 # the last stage leaves at most this part of the errors; at least this part
 
 class Nearness(NamedTuple):
@@ -109,8 +109,8 @@ def nearness(dls,                     # `ImageLoaders`
         return tuple(map(torch.cat, zip(*pairs)))
     def error(take):
         return 1 - linear_probe(features(dls.train, take), features(dls.valid, take))
-    def before(x):
+    def before(x): # from maps n x C x H x W, tokens n x T x C, or features n x F
         given = _calls(body, x, part)[layer][0]
-        return given.mean((2, 3)) if given.ndim == 4 else given.mean(1)
+        return given.mean({4: (2, 3), 3: 1}[given.ndim]) if given.ndim > 2 else given
     with torch.no_grad():
         return Nearness(error(before), error(body.eval()), len(dls.valid.labels))
