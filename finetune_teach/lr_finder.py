@@ -112,14 +112,17 @@ class LRFinder:
 
     @property
     def diverged(self) -> float | None:
-        "The rate from which on all that was learned is lost again; None if that was not seen."
+        "The rate from which on the loss stays above all before its lowest; None if it does not."
         lrs, losses = _finite_points(self.lrs, self.smoothed)
-        if len(losses) <= self.skip_start + 1:
+        lowest = losses.index(min(losses)) if losses else 0
+        if lowest <= self.skip_start:
             return None
-        lowest = losses.index(min(losses))
-        lost = [lr for lr, loss in zip(lrs[lowest:], losses[lowest:])
-                if loss > losses[self.skip_start]]
-        return lost[0] if lost and lowest > self.skip_start else None
+        highest, found = max(losses[self.skip_start:lowest]), None
+        for lr, loss in zip(reversed(lrs), reversed(losses)):
+            if loss <= highest:
+                break
+            found = lr
+        return found
 
     @property
     def suggestions(self) -> dict[str, float]:

@@ -138,13 +138,13 @@ def at_most(loader: ImageLoader, n: int) -> ImageLoader:
 
 # %% ../../nbs/tools/claims.ipynb #clm00003
 @lru_cache
-def _pets(n_train: int = 12, n_valid: int = 20, **options) -> ImageLoaders:
+def _pets(n_train: int = 8, n_valid: int = 20, **options) -> ImageLoaders:
     return drawn_pets(n_train=n_train, n_valid=n_valid, **options)
 
 _SKETCHES = partial(_pets, 2, style='sketch')
 FAR = Place('far', 'tiny_resnet', _pets, other=_SKETCHES)
 NEAR = Place('near', 'drawn_resnet', _pets, other=_SKETCHES)
-_HALF = Place('far', 'tiny_resnet', partial(_pets, 6)) # of the pictures
+_HALF = Place('far', 'tiny_resnet', partial(_pets, 4)) # of the pictures
 
 # %% ../../nbs/tools/claims.ipynb #a00674a3
 def new_model(place: Place, seed: int, weights='DEFAULT') -> nn.Sequential:
@@ -499,7 +499,7 @@ CLAIMS = sorted([
     Claim('The loss of an untrained head is ln C', '02_random_head',
           'difference from ln 12', 'allowed', _untrained_head, 'far'),
     Claim('The finder changes nothing', '06_lr_finder', 'changes', 'allowed', _looking, 'far'),
-    Claim('Fine-tuned on 6 pictures a class beats from scratch on 12', '10_near_and_far',
+    Claim('Fine-tuned on 4 pictures a class beats from scratch on 8', '10_near_and_far',
           'error, fine_tune', 'from scratch', _half_the_pictures, 'far',
           '1e-3, scratch best of 1e-3, 3e-3'),
     Claim('What rises is the confidence in wrong answers', '08_overfitting',
