@@ -144,3 +144,27 @@ def test_lines_are_short_and_no_place_is_reserved(path):
         assert max(map(len, source.splitlines()), default=0) <= 100, source
     for source in cells(path, 'markdown'):
         assert not re.search(r'PROSE_RESULT|CHECKME|PLACEHOLDER|TODO', source), source
+
+
+def set_ups():
+    "Rows of the table on how each page measured: the page, and numbers that it names, but those of seeds."
+    table = next(text for text in cells(NBS / '13_claims.ipynb', 'markdown') if text.startswith('## How each page'))
+    page, rows = None, []
+    for line in table.splitlines():
+        if (columns := line.strip('|').split(' | '))[1:] and 'what is compared' not in line:
+            page = (re.findall(r'\((\w+)\.ipynb\)', columns[0]) or [page])[0]
+            rows += [] if 'claims' in columns[0] else [(page, columns[2:6])]
+    return rows
+
+
+def numbers(text):
+    return {float(number) for number in re.findall(r'(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])', text)}
+
+
+def test_the_table_of_set_ups_says_what_the_pages_do():
+    "Each number stands in the page's code, or is a default of `drawn_pets`, `fine_tune` or a recorded run."
+    rows, defaults = set_ups(), numbers('64 30 20 16 5 1e-3 3e-4 3e-2')
+    assert len(rows) > 15 and {page for page, _ in rows} >= {path.stem for path in LESSONS[1:12]}
+    for page, columns in rows:
+        code = numbers('\n'.join(cells(NBS / f'{page}.ipynb', 'code')))
+        assert numbers(' '.join(columns)) <= code | defaults, (page, numbers(' '.join(columns)) - code - defaults)
