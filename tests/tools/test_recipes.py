@@ -1,12 +1,17 @@
 "Five recipes that differ in what the body does, and a measure of how near a task is."
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conftest import same_bits, state
+from finetune_teach.engine.loaders import ImageLoaders
+from finetune_teach.engine.random_state import seeded
+from finetune_teach.engine.weights import preprocessing_of
 from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import create_body
+from finetune_teach.pretrained_body import create_body, get_features, linear_probe
 from finetune_teach.tools.learners import vision_learner
-from finetune_teach.tools.recipes import RECIPES, Nearness, final_error, last_stage, nearness
+from finetune_teach.tools.recipes import RECIPES, SCRATCH, Nearness, final_error, nearness, probe_error
 
 
 @pytest.fixture(scope='module')
@@ -39,38 +44,37 @@ def test_all_at_once_has_no_frozen_epoch(dls):
         torch.tensor(learn.recorder.history[0]['train_loss']))
 
 
-@pytest.mark.parametrize('arch, part', [
-    ('tiny_resnet', 'layer4.0.downsample.0'), ('drawn_resnet', 'layer4.0.downsample.0'),
-    ('resnet18', 'layer4.0.downsample.0'), ('convnext_tiny', 'features.6.1'),
-    ('densenet121', 'features.transition3.pool')])
-def test_where_the_last_stage_begins(arch, part):
-    assert last_stage(create_body(arch, None), torch.randn(2, 3, 64, 64)) == part
-
-
-def test_a_network_without_stages_is_told_so():
-    body = create_body('vit_b_16', None)
-    with pytest.raises(ValueError, match='VisionTransformer has no stages that halve its maps.*layer='):
-        last_stage(body, torch.randn(1, 3, 224, 224))
-
-
-def test_a_given_part(dls):
-    usual, given = nearness(dls, 'drawn_resnet'), nearness(dls, 'drawn_resnet', 'layer4')
-    assert usual == given != nearness(dls, 'drawn_resnet', 'layer2')
-
-
-def test_drawings_are_near_for_one_body_and_far_for_the_other():
-    pets = drawn_pets(8, 20, size=48)
-    near, far = (nearness(pets, arch) for arch in ('drawn_resnet', 'tiny_resnet'))
-    assert near.verdict == 'near' and near.after < far.after and far.ratio > near.ratio
-
-
-def test_verdicts():
-    assert Nearness(.4, .2, 100).verdict == 'near' and Nearness(.2, .4, 100).verdict == 'far'
-    assert Nearness(.4, .36, 100).verdict == 'between' and Nearness(0, 0, 9).ratio == 1
-
-
-def test_measuring_leaves_no_hooks_and_no_trace(dls):
+def test_probe_error_is_that_of_a_linear_layer_on_the_features(dls):
     body = create_body('drawn_resnet')
-    before = state(body)
-    last_stage(body, torch.randn(2, 3, 32, 32))
-    assert same_bits(state(body), before) and not any(m._forward_hooks for m in body.modules())
+    prepared = dls.with_preprocessing(*preprocessing_of('drawn_resnet', 'DEFAULT'), device='cpu')
+    with seeded(0):
+        train, valid = (get_features(body, part) for part in (prepared.train, prepared.valid))
+    assert probe_error(dls, 'drawn_resnet') == probe_error(dls, 'drawn_resnet') == 1 - linear_probe(train, valid)
+
+
+def test_drawings_are_nearer_for_the_body_made_of_drawings():
+    pets = drawn_pets(4, 10, size=32)
+    near, far = (nearness(pets, arch) for arch in ('drawn_resnet', 'tiny_resnet'))
+    assert near.verdict == 'small rates' and near.ratio < far.ratio and near.probe < far.probe
+    assert near[:2] == far[:2] and near.guess == pytest.approx(11 / 12), 'the body plays no part in these'
+    assert near.scratch == final_error(pets, seed=0, weights=None, **SCRATCH)
+
+
+def test_nearness_leaves_pictures_and_the_generator_alone(dls):
+    before, pictures = torch.get_rng_state(), dls.valid.pictures[:]
+    nearness(dls)
+    assert torch.get_rng_state().equal(before) and dls.valid.pictures[:].equal(pictures)
+
+
+@pytest.mark.parametrize('errors, verdict', [
+    ((.9, .8, .1), 'small rates'), ((.9, .3, .1), 'one rate'), ((.9, .46, .1), 'either'),
+    ((.9, .95, .1), 'small rates'), # from scratch is worse than guessing
+    ((.9, .5, .9), 'one rate'), ((.9, .9, .95), 'small rates')]) # the body knows nothing; nor do the pictures teach anything
+def test_verdicts(errors, verdict):
+    assert Nearness(*errors).verdict == verdict and 0 <= Nearness(*errors).ratio < 1e10
+
+
+def test_guessing_is_the_class_that_occurs_most(dls):
+    uneven = ImageLoaders(dls.train, replace(dls.valid, pictures=dls.valid.pictures.index_select(
+        0, torch.arange(4)), labels=torch.tensor([3, 3, 3, 1]), files=None), dls.classes)
+    assert nearness(uneven).guess == .25
