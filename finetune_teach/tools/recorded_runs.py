@@ -185,7 +185,8 @@ def plot_rates(ax, runs: Iterable[Run], title: str) -> None:
     rate_axis(ax, 'x')
     ax.set(ylim=(0, 1), title=title, xlabel="the head's highest rate")
 
-def by_pictures(runs: Iterable[Run]) -> dict: # by recipe: errors of all seeds, by pictures of a class
+def by_pictures(runs: Iterable[Run]
+               ) -> dict: # by recipe: errors of all seeds, by pictures of a class
     "Return the errors of each recipe at the better one of its two rates."
     runs = [r for r in runs if r.rate in OF_PICTURES.get(r.recipe, ())]
     return {recipe: {n: best_rate(select(runs, recipe=recipe, pictures=n))[1] for n in NUMBERS}

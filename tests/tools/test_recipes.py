@@ -53,7 +53,7 @@ def test_probe_error_is_that_of_a_linear_layer_on_the_features(dls):
 
 
 def test_drawings_are_nearer_for_the_body_made_of_drawings():
-    pets = drawn_pets(4, 10, size=32)
+    pets = drawn_pets(2, 5, size=32)
     near, far = (nearness(pets, arch) for arch in ('drawn_resnet', 'tiny_resnet'))
     assert near.verdict == 'small rates' and near.ratio < far.ratio and near.probe < far.probe
     assert near[:2] == far[:2] and near.guess == pytest.approx(11 / 12), 'the body plays no part in these'
