@@ -95,6 +95,8 @@ def test_the_region_that_diverged():
     assert finder.diverged == LRS[first]
     assert LRFinder(LRS[:18], S_CURVE[:18], S_CURVE[:18], 0, 0).diverged is None, 'it was stopped before'
     assert LRFinder(LRS, LRS, LRS, 0, 0).diverged is None, 'nothing was learned that could be lost'
+    back = [*S_CURVE[:-1], min(S_CURVE)]
+    assert LRFinder(LRS, back, back, 0, 0).diverged is None, 'a rise that falls again'
 
 
 @pytest.mark.parametrize('lr, text', [(1e-3, '1e-3'), (0.00123, '1.2e-3'), (0.25, '0.25'), (1, '1'), (12.0, '12'),

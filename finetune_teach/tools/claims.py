@@ -190,9 +190,6 @@ def _errors(place: Place, seed: int, way: str, lr: float) -> tuple[float, float]
 def _at(place: Place, way: str, lr: float = 1e-3, style: int = 0) -> Callable[[int], float]:
     return lambda seed: _errors(place, seed, way, lr)[style]
 
-def _best(place: Place, way: str) -> Callable[[int], float]:
-    return lambda seed: min(_errors(place, seed, way, lr)[0] for lr in place.rates)
-
 def _compare(less: Callable, more: Callable) -> Callable[[int], tuple[float, float]]:
     return lambda seed: (less(seed), more(seed))
 

@@ -2,13 +2,14 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from finetune_teach.tools import recorded_runs
 from finetune_teach.tools.recipes import RECIPES
 from finetune_teach.tools.recorded_runs import (
-    RUNS_FILE, Run, best_rate, cat_or_dog, errors_by, good_rates, planned, read_runs, record, runs_of, select,
-    some_photos)
+    GUESS, PHOTOS, RUNS_FILE, Run, best_rate, cat_or_dog, errors_by, good_rates, pictures_of, planned, read_runs, record,
+    runs_of, select, some_photos)
 
 
 def run(**changes):
@@ -25,6 +26,17 @@ def test_the_recorded_runs_are_numbers_alone():
         row = json.loads(line)
         assert set(row) == set(Run._fields) and 0 <= row['error'] <= 1 and row['n_valid'] > 0
         assert row['recipe'] in [*RECIPES, 'probe'] and '/' not in row['task'] + row['body']
+
+
+@pytest.mark.parametrize('task, folder', [
+    ('drawings', ''), ('CIFAR-10', 'cifar10_sample'), ('flowers', 'flowers_sample'), ('cats and dogs', 'oxford_pets_sample')])
+def test_what_guessing_comes_to(task, folder, request):
+    photos = request.config.rootpath.parent / 'shared' / 'data' / folder
+    if folder and not photos.exists():
+        pytest.skip('needs the photos')
+    labels = torch.as_tensor(pictures_of(task, PHOTOS.get(task, 2), 64, 0, photos).valid.labels)
+    assert GUESS[task] == pytest.approx(1 - labels.bincount().max().item() / len(labels))
+    assert {r.n_valid for r in read_runs() if r.task == task} == {len(labels)}
 
 
 def test_summaries():
