@@ -1,8 +1,8 @@
-"""finetune_teach beside fastai and a bare PyTorch loop: time and memory, measured in turn.
+"""finetune_teach beside fastai, timm and a bare PyTorch loop: time and memory, measured in turn.
 
     python benchmarks/compare.py --fastai PYTHON_OF_THE_OTHER_ENVIRONMENT
 
-The three sides are processes (`worker.py`) that wait while another one works. For each thing that is
+The sides are processes (`worker.py`) that wait while another one works. For each thing that is
 measured they take turns, round by round, in changing order. Results go to results.md, .json and .png."""
 import argparse
 import datetime
@@ -23,7 +23,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
-OURS, FASTAI, BARE = 'finetune_teach', 'fastai', 'bare loop'
+OURS, FASTAI, TIMM, BARE = 'finetune_teach', 'fastai', 'timm', 'bare loop'
+OTHERS = FASTAI, TIMM, BARE
 BATCH_SIZE = 32
 
 # What is measured: a method of `worker.py`'s sides, and its options.
@@ -32,21 +33,25 @@ THINGS = {
     'frozen': [('frozen_epochs', {})],
     'train_bn': [('frozen_epochs', {'train_bn': False})],
     'unfrozen': [('unfrozen_epoch', {})],
+    'crops': [('crops', {})],
     'validation': [('validation', {})],
     'lr_find': [('lr_find', {'frozen': True, 'steps': 100}), ('lr_find', {'frozen': False, 'steps': 25})],
     'fine_tune': [('fine_tune', {})],
 }
-SHORT = ['opening', 'frozen', 'unfrozen', 'validation']
+SHORT = ['opening', 'frozen', 'unfrozen', 'crops', 'validation']
 QUICK = [*SHORT, 'lr_find']
 QUICK_STEPS = 6  # of lr_find; no side takes fewer
-GROWTH = {'pictures': (500, 2000, 20000), 'classes': (2, 10, 100, 1000)}  # tiny_resnet, one run each
+GROWTH = {'pictures': (200, 2000, 20000), 'classes': (2, 10, 100, 1000)}  # tiny_resnet, one run each
 NETWORKS = {  # pixels, and what is measured unless --only says something else
     'tiny_resnet': (64, [thing for thing in THINGS if thing != 'train_bn']),
     'resnet18': (128, list(THINGS)),
     'mobilenet_v3_small': (128, SHORT),
     'convnext_tiny': (96, SHORT),
 }
-WITHOUT_BARE = 'opening', 'train_bn', 'lr_find'  # things that a bare loop has not
+WITHOUT = {  # things that a side has not
+    BARE: ('opening', 'train_bn', 'crops', 'lr_find'),
+    TIMM: ('frozen', 'train_bn', 'lr_find', 'fine_tune')}
+NOT_NOTICED = 0.1  # seconds; a shorter wait seems to be none
 GOALS = {  # (part, row): the highest ratio that finetune_teach may have to another side
     ('import', 'import'): {BARE: 1.10},
     ('resnet18', 'folder to the first batch'): {FASTAI: 1.0},
@@ -56,8 +61,11 @@ GOALS = {  # (part, row): the highest ratio that finetune_teach may have to anot
     ('resnet18', 'lr_find frozen, 100 steps'): {FASTAI: 0.05},
     ('resnet18', 'lr_find unfrozen, 25 steps'): {FASTAI: 0.75},
     ('resnet18', 'peak memory of fine_tune(4)'): {FASTAI: 1.0},
+    **{('pictures', f'{n} pictures: folder to the first batch'): {FASTAI: 1.0}
+       for n in GROWTH['pictures']},
 }
-IMPORTS = {OURS: 'finetune_teach.all', FASTAI: 'fastai.vision.all', BARE: 'torch, torchvision'}
+IMPORTS = {OURS: 'finetune_teach.all', FASTAI: 'fastai.vision.all', TIMM: 'timm',
+           BARE: 'torch, torchvision'}
 
 
 class WorkerFailed(Exception):
@@ -165,46 +173,48 @@ class Comparison:
         self.in_turn('import', self.pythons, measure, warm_up=1)
 
     def start_options(self, arch, folder):
-        "What a worker has to know; for fastai, the `num_workers` that is quicker with this network."
+        "What each side has to know: {side: options}; fastai and timm get the quicker `num_workers`."
         start = {'folder': str(folder), 'arch': arch, 'size': NETWORKS[arch][0],
                  'batch_size': BATCH_SIZE, 'workers': 0}
-        if arch not in self.num_workers and FASTAI in self.pythons:
-            try:
-                seconds = self.once(FASTAI, 'quicker_workers', start)
-                print(f'fastai, a frozen epoch by num_workers: {seconds}', flush=True)
-                self.num_workers[arch] = int(min(seconds, key=seconds.get))
-            except WorkerFailed as failure:
-                self.fail(f'{arch}, num_workers', FASTAI, failure)
-        return {**start, 'workers': self.num_workers.get(arch, 0)}
+        for side in {FASTAI, TIMM} & self.pythons.keys():
+            if (side, arch) not in self.num_workers:
+                try:
+                    seconds = self.once(side, 'quicker_workers', start)
+                    print(f'{side}, an unfrozen epoch by num_workers: {seconds}', flush=True)
+                    self.num_workers[side, arch] = int(min(seconds, key=seconds.get))
+                except WorkerFailed as failure:
+                    self.fail(f'{arch}, num_workers', side, failure)
+        return {side: {**start, 'workers': self.num_workers.get((side, arch), 0)}
+                for side in self.pythons}
 
     def network(self, arch, folder, things, quick=False):
         "All `things` of one network; `fine_tune` in a new process each time."
         start, workers = self.start_options(arch, folder), {}
         for side in self.pythons:
             try:
-                workers[side] = self.start(side, **start)
+                workers[side] = self.start(side, **start[side])
                 workers[side].ask('prepare')
             except WorkerFailed as failure:
                 self.fail(arch, side, failure)
                 workers.pop(side, None)
         for thing in things:
-            sides = [side for side in workers if not (side == BARE and thing in WITHOUT_BARE)]
+            sides = [side for side in workers if thing not in WITHOUT.get(side, ())]
             for do, options in THINGS[thing]:
                 if quick and 'steps' in options:
                     options = {**options, 'steps': QUICK_STEPS}
                 def measure(side):
                     if thing == 'fine_tune':
-                        return self.once(side, do, start)
+                        return self.once(side, do, start[side])
                     return workers[side].ask(do, **options)
                 warm_up = int(thing in SHORT)  # the others run the same code, or are new processes
                 self.in_turn(arch, sides, measure, warm_up=warm_up)
         for worker in workers.values():
             worker.close()
 
-    def growth(self, part, row, start, unfrozen):
+    def growth(self, part, row, start):
         "One run of each side, each in a new process; `row` says on which pictures."
         def measure(side):
-            rows = self.once(side, 'growth', start, unfrozen=unfrozen)
+            rows = self.once(side, 'growth', start[side])
             return {f'{row}: {name}': number for name, number in rows.items()}
         self.in_turn(part, [side for side in self.pythons if side != BARE], measure, rounds=1)
 
@@ -278,7 +288,7 @@ def make_rows(numbers):
     rows = []
     for (part, row), sides in numbers.items():
         ratios = {}
-        for other in (FASTAI, BARE):
+        for other in OTHERS:
             ours, theirs = sides.get(OURS, []), sides.get(other, [])
             if ours and len(ours) == len(theirs):
                 ratios[other] = spread([a / b for a, b in zip(ours, theirs)])
@@ -307,6 +317,19 @@ def ratio_text(row, other):
     return text
 
 
+def notice(row):
+    "What somebody who changes from fastai notices of a row."
+    ours, theirs = (row['numbers'].get(side, []) for side in (OURS, FASTAI))
+    if not ours or not theirs:
+        return ''
+    saved = statistics.median(theirs) - statistics.median(ours)
+    if row['unit'] == 'MB':
+        return f"{abs(saved):.0f} MB {'less' if saved > 0 else 'more'}"
+    if abs(saved) <= NOT_NOTICED:
+        return 'nothing'
+    return f"{abs(saved):.1f} s {'saved' if saved > 0 else 'lost'}"
+
+
 def table(results):
     "results.md: one table for each part."
     about = results['about']
@@ -314,22 +337,23 @@ def table(results):
              f"{about['rounds']} rounds; {about['photos']}; batches of {BATCH_SIZE}; fp32 on the CPU.", '',
              f"`{about['command']}`, {about['minutes']:.0f} minutes. Numbers are medians, with the lowest "
              'and highest; ratios are finetune_teach to the other, round by round, then their median, '
-             'lowest and highest: below 1 finetune_teach is quicker, or needs less.', '',
+             'lowest and highest: below 1 finetune_teach is quicker, or needs less. The last column says '
+             f'what somebody who changes from fastai notices; {NOT_NOTICED} s or less is nothing.', '',
              'How it was measured: [README.md](README.md); all numbers: results.json.', '',
              '![Ratios of each thing measured](results.png)', '']
     for side, found in results['versions'].items():
         lines.append(f'- {side}: ' + ', '.join(f'{name} {v}' for name, v in found.items()))
     if about['num_workers']:
-        lines.append('- fastai\'s num_workers, the quicker of 0 and its default: ' + ', '.join(
-            f'{arch} {n}' for arch, n in about['num_workers'].items()))
+        lines.append('- num_workers, the quicker of 0 and a process per core: ' + ', '.join(
+            f'{where} {n}' for where, n in about['num_workers'].items()))
     for part, rows in itertools.groupby(results['rows'], key=lambda row: row['part']):
         pixels = f' at {NETWORKS[part][0]} pixels' if part in NETWORKS else ''
         lines += ['', f'## {part}{pixels}', '',
-                  '| what | finetune_teach | fastai | bare loop | to fastai | to the bare loop |',
-                  '|---|---|---|---|---|---|']
+                  '| what | finetune_teach | fastai | timm | bare loop | to fastai | to timm '
+                  '| to the bare loop | you notice |', '|---|---|---|---|---|---|---|---|---|']
         for row in rows:
-            cells = [number_text(row['numbers'].get(side, []), row['unit']) for side in (OURS, FASTAI, BARE)]
-            cells += [ratio_text(row, FASTAI), ratio_text(row, BARE)]
+            cells = [number_text(row['numbers'].get(side, []), row['unit']) for side in (OURS, *OTHERS)]
+            cells += [*(ratio_text(row, other) for other in OTHERS), notice(row)]
             lines.append(f"| {row['row']} | " + ' | '.join(cells) + ' |')
     if results['failures']:
         lines += ['', '## Failed', '', *(f'- {failure}' for failure in results['failures'])]
@@ -341,7 +365,7 @@ def plot(results, path):
     from matplotlib.figure import Figure
     measured = [row for row in results['rows'] if row['ratios'] and row['part'] not in GROWTH]
     grown = [row for row in results['rows'] if row['part'] in GROWTH]
-    heights = [2 + 0.28 * len({row['row'] for row in measured})] * bool(measured) + [3] * bool(grown)
+    heights = [2 + 0.36 * len({row['row'] for row in measured})] * bool(measured) + [3] * bool(grown)
     if not heights:
         return
     figure = Figure(figsize=(11, sum(heights)), layout='constrained', dpi=90)
@@ -361,8 +385,8 @@ def plot_ratios(rows, figure):
     panels = new_axes(len(parts), figure=figure, sharex=True, sharey=True, squeeze=False)[0]
     for part, ax in zip(parts, panels):
         ax.axvline(1, color='black', lw=1)
-        for k, (other, marker) in enumerate({FASTAI: 'o', BARE: 's'}.items()):
-            shown = [(names.index(row['row']) + 0.24 * k - 0.12, row['ratios'][other]) for row in rows
+        for k, (other, marker) in enumerate(zip(OTHERS, 'ods')):
+            shown = [(names.index(row['row']) + 0.24 * (k - 1), row['ratios'][other]) for row in rows
                      if other in row['ratios'] and row['part'] in (part, 'import' if ax is panels[0] else '')]
             for y, ratio in shown:
                 ax.plot([ratio['low'], ratio['high']], [y, y], color=COLOURS[k], lw=1.5)
@@ -375,9 +399,9 @@ def plot_ratios(rows, figure):
         ax.set_xticks([], minor=True)
         ax.set_title(part, fontsize=10)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncol=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncol=3, frameon=False)
     ratios = {other: [r['ratios'][other]['median'] for r in rows if other in r['ratios']]
-              for other in (FASTAI, BARE)}
+              for other in OTHERS}
     found = ', '.join(f'than {other} in {sum(r < 1 for r in values)} of {len(values)}'
                       for other, values in ratios.items() if values)
     figure.suptitle(f'Left of the line finetune_teach takes less time or memory: {found} rows', fontsize=11)
@@ -403,6 +427,7 @@ def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--fastai', help='python of an environment with fastai 2.8; left out: without it')
+    add('--timm', action='store_true', help='with timm, which this environment has to have')
     add('--photos', type=Path, help='folder with a folder of photos per class; default: drawn')
     add('--pictures', type=int, help='training pictures, 128 (quick: 96); half as many validate')
     add('--networks', nargs='+', choices=NETWORKS, help='default: all (quick: the first two)')
@@ -440,19 +465,20 @@ def measure_all(run, args, temporary):
         if things := things_of(arch, args):
             run.network(arch, folder, things, quick=args.quick)
     grown = [part for part in GROWTH if part in (args.only or ([] if args.quick else GROWTH))]
-    small = drawn_photos(temporary / 'small', 480, 64) if grown else []
+    if grown and not args.photos:
+        photos = drawn_photos(temporary / 'small', 480, 64)
     for part in grown:
         for number in GROWTH[part]:
             n, n_classes = (number, 10) if part == 'pictures' else (2000, number)
-            place = many_photos(small, temporary / f'{part}_{number}', n, n_classes)
-            run.growth(part, f'{number} {part}', run.start_options('tiny_resnet', place),
-                       unfrozen=part == 'pictures' and n <= 2000)
+            place = many_photos(photos, temporary / f'{part}_{number}', n, n_classes)
+            run.growth(part, f'{number} {part}', run.start_options('tiny_resnet', place))
             shutil.rmtree(place)
 
 
 def main(words=None):
     args, began = parse(words), time.perf_counter()
-    pythons = {OURS: sys.executable, FASTAI: args.fastai, BARE: sys.executable}
+    pythons = {OURS: sys.executable, FASTAI: args.fastai, TIMM: args.timm and sys.executable,
+               BARE: sys.executable}
     pythons = {side: python for side, python in pythons.items() if python}
     run = Comparison(pythons, args.rounds, args.threads, args.timeout)
     with tempfile.TemporaryDirectory() as temporary:
@@ -462,7 +488,8 @@ def main(words=None):
             run.failures.append('the rest: stopped by Ctrl-C')
     photos = 'photos' if args.photos else 'drawn, JPEG of 256 pixels'
     about = {'date': datetime.date.today().isoformat(), 'machine': machine(), 'threads': args.threads,
-             'rounds': args.rounds, 'command': command_text(args.words), 'num_workers': run.num_workers,
+             'rounds': args.rounds, 'command': command_text(args.words),
+             'num_workers': {f'{side}, {arch}': n for (side, arch), n in run.num_workers.items()},
              'photos': f'{args.pictures} training and {args.pictures // 2} validation pictures, {photos}',
              'minutes': (time.perf_counter() - began) / 60}
     write({'about': about, 'versions': run.versions, 'rows': make_rows(run.numbers),

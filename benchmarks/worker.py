@@ -1,8 +1,8 @@
 """One side of the comparison; `compare.py` starts it as `worker.py SIDE THREADS`.
 
 It reads a line of JSON for each thing to do, does and times it, and answers with a line of JSON: the
-seconds (or MB) of each row of the table. Nothing outside the two clock readings is counted. The three
-classes below are the three sides; a method of the same name does the same work on each of them."""
+seconds (or MB) of each row of the table. Nothing outside the two clock readings is counted. The four
+classes below are the four sides; a method of the same name does the same work on each of them."""
 import gc
 import importlib
 import json
@@ -22,10 +22,12 @@ FIRST_BATCH = 'folder to the first batch'
 FIRST_EPOCH = 'folder to the end of the first frozen epoch'
 FROZEN = ['first frozen epoch', 'second frozen epoch']
 FROZEN_BN = [f'{name}, fastai with train_bn=False' for name in FROZEN]
-UNFROZEN = 'unfrozen epoch'
+UNFROZEN, CROPS = 'unfrozen epoch', 'unfrozen epoch, random crops'
 FINE_TUNE, FINE_TUNE_ALL = 'fine_tune(4)', 'folder to the end of fine_tune(4)'
-MEMORY, MEMORY_FROZEN = 'peak memory of fine_tune(4)', 'peak memory of opening and a frozen epoch'
+MEMORY = 'peak memory of fine_tune(4)'
+MEMORY_FIRST, MEMORY_FROZEN = 'peak memory, first batch', 'peak memory, first frozen epoch'
 VALIDATION = 'validation'
+MIN_SCALE = 0.75  # of a random crop's area
 RATES = dict(start_lr=1e-7, end_lr=0.1)  # of lr_find: low enough that no side meets a loss of nan
 
 
@@ -64,26 +66,25 @@ class Side:
     def __init__(self, folder, arch, size, batch_size, workers):
         self.folder, self.arch, self.size = folder, arch, size
         self.batch_size, self.workers = batch_size, workers
-        self.dls = self.unfrozen = None
+        self.dls = self.unfrozen = self.cropped = None
 
     def prepare(self):
-        "Open the folder, build a learner: before the clock runs."
+        "Open the folder, build learners: before the clock runs."
         self.dls = self.open()
         self.unfrozen = self.learner(frozen=False)
         return {}
 
-    def growth(self, unfrozen):
-        "Opening and epochs, with memory; in a new process."
-        rows = self.first_batch()
+    def growth(self):
+        "From the folder on, with memory; in a new process."
+        clock = Clock()
         self.dls = self.open()
+        self.first(self.dls)
+        clock.lap()
+        rows = {FIRST_BATCH: clock.laps[0], MEMORY_FIRST: peak_memory()}
         learn, clock = self.learner(frozen=True), Clock()
         self.fit(learn, 1)
         clock.lap()
-        rows |= {FROZEN[0]: clock.laps[0], MEMORY_FROZEN: peak_memory()}
-        if unfrozen:
-            self.unfrozen = self.learner(frozen=False)
-            rows |= self.unfrozen_epoch()
-        return rows
+        return rows | {FROZEN[0]: clock.laps[0], MEMORY_FROZEN: peak_memory()}
 
     def first_batch(self):
         "From the folder's path to the first training batch."
@@ -107,6 +108,16 @@ class Side:
         clock.lap()
         return {UNFROZEN: clock.laps[0]}
 
+    def crops(self):
+        "An epoch in which everything learns, from another part of each picture each time; with validation."
+        if self.cropped is None:  # before the clock runs
+            whole, self.dls = self.dls, self.open(MIN_SCALE)
+            self.cropped, self.dls = self.learner(frozen=False), whole
+        clock = Clock()
+        self.fit(self.cropped, 1)
+        clock.lap()
+        return {CROPS: clock.laps[0]}
+
     def fine_tune(self):
         "One frozen and four unfrozen epochs; in a new process, so that its memory can be told."
         start = time.perf_counter()
@@ -127,9 +138,9 @@ class Side:
 
 class FinetuneTeach(Side):
     "finetune_teach as a user calls it."
-    def open(self):
+    def open(self, min_scale=1.):
         from finetune_teach.all import image_folders
-        return image_folders(self.folder, size=self.size, batch_size=self.batch_size)  # mirrors only
+        return image_folders(self.folder, size=self.size, batch_size=self.batch_size, min_scale=min_scale)
 
     def first(self, dls):
         return next(iter(dls.train))
@@ -159,11 +170,13 @@ class FinetuneTeach(Side):
 
 class Fastai(Side):
     "fastai as a user calls it; its `Learner` gets the same network and the same layer groups."
-    def open(self):
-        from fastai.vision.all import Flip, ImageDataLoaders, Normalize, Resize, imagenet_stats
+    def open(self, min_scale=1.):
+        from fastai.vision.all import (
+            Flip, ImageDataLoaders, Normalize, RandomResizedCrop, Resize, imagenet_stats)
+        to_size = Resize(self.size) if min_scale == 1 else RandomResizedCrop(self.size, min_scale)
         return ImageDataLoaders.from_folder(
             self.folder, bs=self.batch_size, num_workers=self.workers, device=torch.device('cpu'),
-            item_tfms=Resize(self.size), batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)])
+            item_tfms=to_size, batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)])
 
     def first(self, dls):
         return dls.one_batch()
@@ -197,14 +210,75 @@ class Fastai(Side):
         return lr_find_row(frozen, steps, clock, len(learn.recorder.lrs))
 
     def quicker_workers(self):
-        "fastai's `num_workers`: 0 or its default, whichever makes a frozen epoch quicker here."
+        "fastai's `num_workers`: 0 or its default, whichever makes an unfrozen epoch quicker here."
         from fastai.vision.all import defaults
-        seconds = {0: [], defaults.cpus: []}
-        for _ in range(2):
-            for self.workers in seconds:
-                self.dls = self.open()
-                seconds[self.workers].append(self.frozen_epochs()[FROZEN[1]])  # the first warms up
-        return {str(n): min(times) for n, times in seconds.items()}
+        return quicker_workers(self, defaults.cpus)
+
+
+class TimmLearner:
+    "timm's optimiser, meters and metric, in a loop of the shape of its `train.py`."
+    def __init__(self, loaders, model):
+        from timm.optim import create_optimizer_v2
+        (self.train, self.valid), self.model = loaders, model
+        self.optimizer = create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.01)
+
+    def fit(self, epochs):
+        from timm.utils import AverageMeter
+        for _ in range(epochs):
+            self.model.train()
+            losses = AverageMeter()
+            for x, y in self.train:
+                loss = F.cross_entropy(self.model(x), y)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                losses.update(loss.item(), len(x))
+            self.validate()
+
+    @torch.no_grad()
+    def validate(self):
+        from timm.utils import AverageMeter, accuracy
+        self.model.eval()
+        losses, top1 = AverageMeter(), AverageMeter()
+        for x, y in self.valid:
+            logits = self.model(x)
+            losses.update(F.cross_entropy(logits, y).item(), len(x))
+            top1.update(accuracy(logits, y)[0].item(), len(x))
+        return losses.avg, top1.avg
+
+
+class Timm(Side):
+    "timm's loaders as its `train.py` makes them, mirrors or crops as the only augmentation."
+    def open(self, min_scale=1.):
+        from timm.data import create_dataset, create_loader
+        common = dict(input_size=(3, self.size, self.size), batch_size=self.batch_size,
+                      num_workers=self.workers, device=torch.device('cpu'), persistent_workers=False)
+        sets = [create_dataset('', self.folder, split) for split in ('train', 'valid')]
+        self.n_classes = len(sets[0].reader.class_to_idx)
+        return (create_loader(sets[0], is_training=True, scale=(min_scale, 1.), ratio=(1., 1.),
+                              color_jitter=None, interpolation='bilinear', **common),
+                create_loader(sets[1], crop_pct=1., interpolation='bilinear', **common))
+
+    def first(self, loaders):
+        return next(iter(loaders[0]))
+
+    def learner(self, frozen):
+        return TimmLearner(self.dls, network(self.arch, self.n_classes))
+
+    def fit(self, learn, epochs):
+        learn.fit(epochs)
+
+    def first_epoch(self):
+        "Nothing, since its script has no frozen epochs."
+        return {}
+
+    def growth(self):
+        "The first batch, with memory."
+        return self.first_batch() | {MEMORY_FIRST: peak_memory()}
+
+    def quicker_workers(self):
+        "timm's `num_workers`: 0 or a process for each core, whichever is quicker here."
+        return quicker_workers(self, os.cpu_count())
 
 
 class BareLearner:
@@ -264,7 +338,7 @@ class BareLearner:
 
 class BareLoop(Side):
     "The bare loop. Its batches are made once, by finetune_teach: the same pictures in every epoch."
-    def open(self):
+    def open(self, min_scale=1.):
         from finetune_teach.pictures import image_folders
         dls = image_folders(self.folder, size=self.size, batch_size=self.batch_size)
         self.n_classes = len(dls.classes)
@@ -288,14 +362,25 @@ class BareLoop(Side):
         return dict(zip(FROZEN, clock.laps))
 
 
+def quicker_workers(side, processes):
+    "Seconds of an unfrozen epoch with so many processes that read pictures, and with none."
+    seconds = {0: [], processes: []}
+    for _ in range(2):  # the first round warms up
+        for side.workers in seconds:
+            side.prepare()
+            seconds[side.workers].append(side.unfrozen_epoch()[UNFROZEN])
+    return {str(n): times[-1] for n, times in seconds.items()}
+
+
 def lr_find_row(frozen, steps, clock, done):
     if done != steps:
         raise RuntimeError(f'lr_find ended after {done} of {steps} steps')
     return {f'lr_find {"frozen" if frozen else "unfrozen"}, {steps} steps': clock.laps[0]}
 
 
-SIDES = {'finetune_teach': FinetuneTeach, 'fastai': Fastai, 'bare loop': BareLoop}
-LIBRARIES = {'finetune_teach': 'finetune_teach.all', 'fastai': 'fastai.vision.all', 'bare loop': 'torch'}
+SIDES = {'finetune_teach': FinetuneTeach, 'fastai': Fastai, 'timm': Timm, 'bare loop': BareLoop}
+LIBRARIES = {'finetune_teach': 'finetune_teach.all', 'fastai': 'fastai.vision.all', 'timm': 'timm',
+             'bare loop': 'torch'}
 
 
 def versions(side):

@@ -8,9 +8,11 @@ __all__ = []
 # %% ../nbs/index.ipynb #60bd916e
 from torchvision.models import resnet18, resnet34, resnet50
 
+from .engine.calibration import calibration, plot_calibration
 from .engine.confusion import confusion_matrix
 from .engine.decoding import load_picture
 from .engine.drawing import draw_pet
+from .engine.mistakes import top_mistakes
 from .engine.plots import show_pictures
 from .engine.random_state import seeded, set_seed
 from .engine.drawn_resnet import drawn_resnet
@@ -33,9 +35,8 @@ from .one_cycle import (
 from .lr_finder import (
     lr_find, suggest_minimum, suggest_steep, suggest_valley)
 from .fine_tuning import Learner, fine_tune
-from finetune_teach.overfitting import (
-    EarlyStopping, KeepBest, best_epoch, calibration, plot_calibration, plot_loss_and_metric,
-    top_mistakes)
+from .overfitting import (
+    EarlyStopping, KeepBest, best_epoch, plot_loss_and_metric)
 from .what_it_learned import (
     activations, evidence_map, exciting_patches, plot_activations, plot_filters, plot_patches)
 from .oxford_pets import oxford_pets
@@ -44,6 +45,7 @@ from .tools.explore_one_cycle import explore_one_cycle
 from .tools.explore_overfitting import explore_overfitting
 from .tools.learners import cnn_learner, load_learner, vision_learner
 from .tools.lr_picker import pick_lr
+from .tools.melt_filters import melt_filters
 from .tools.testing import evaluate
 
 __all__ = [name for name in dir() if not name.startswith('_')] # listed by hand: the imports above

@@ -18,6 +18,7 @@ from . import freezing
 from .engine.checkpoint import Checkpoint, begin_call
 from .engine.description import describe_pictures
 from .engine.distributed import default_device
+from .engine.export import backbone_state_dict, to_onnx
 from .engine.features import FeatureCache, cache_features
 from .engine.history import Recorder
 from .engine.matching import match
@@ -33,6 +34,7 @@ from .engine.saving import load_into, read_saved, save_model
 from .engine.settings import settings_of
 from .engine.summary import Text, summary
 from .engine.table import in_notebook
+from .engine.tta import with_tta
 from .freezing import freeze, layer_groups, phase_name, unfreeze
 from .lr_finder import LRFinder, lr_find
 from .one_cycle import (
@@ -67,6 +69,7 @@ def fine_tune(model: nn.Module,        # `nn.Sequential(body, head)`, or any net
 # %% ../nbs/07_fine_tuning.ipynb #16eed855
 class Learner:
     "A model, pictures, an optimiser and the history of training, in one place."
+    to_onnx, backbone_state_dict = to_onnx, backbone_state_dict # of a learner: `engine.export`
     def __init__(self,
                  dls,                        # `ImageLoaders`, or anything with `.train`, `.valid`
                  model: nn.Module,           # `nn.Sequential(body, head)`
@@ -88,12 +91,11 @@ class Learner:
         self.precision = check_precision(precision)
         self.description = describe_pictures(dls) | (description or {}) | (preprocessing or {})
         self.dls, self.model = dls, model.to(self.device)
-        self.loss_func, self.lr, self.wd, self.moms = loss_func, lr, wd, moms
+        self.loss_func, self.lr, self.wd, self.moms, self.seed = loss_func, lr, wd, moms, seed
         self.metrics = [metrics] if callable(metrics) else list(metrics or [])
-        self.train_bn, self.seed, self.show = train_bn, seed, show
+        self.opt_func, self.step, self.train_bn, self.show = opt_func, step, train_bn, show
         self.recorder = Recorder(group_names=[group.name for group in layer_groups(model)])
-        self.opt_func, self.step, self.cache = opt_func, step, FeatureCache()
-        self.optimizer = make_optimizer(model, wd, opt_func)
+        self.optimizer, self.cache = make_optimizer(model, wd, opt_func), FeatureCache()
         self.checkpoint = None if checkpoint is None else Checkpoint(
             checkpoint, self.model, self.optimizer, self.recorder, self.description)
 
@@ -150,8 +152,7 @@ class Learner:
         n_steps = check_epochs(n_epoch) * len(self.dls.train)
         return one_cycle(n_steps, lrs, div, div_final, pct_start, moms or self.moms)
 
-    def _fit(self, n_epoch: int, schedule: Schedule, wd: float | None, reset_opt: bool,
-             callbacks: Sequence[Callable]) -> None:
+    def _fit(self, n_epoch, schedule, wd, reset_opt, callbacks) -> None: # as for `fit`
         if reset_opt:
             self.optimizer.state.clear()
         self.describe(trained_with=self.dls)
@@ -178,36 +179,35 @@ class Learner:
             warn('nothing is pretrained in this model, so freezing protects random weights; '
                  'fit_one_cycle trains everything from scratch.')
         def fit_phase(model, dls, n_epoch, lr_max, recorder, **options):
-            self.optimizer.state.clear() # made while other layers were learning
-            self.fit_one_cycle(n_epoch, lr_max, **options)
+            self.fit_one_cycle(n_epoch, lr_max, **options | {'reset_opt': True}) # others learn
         fine_tune(self.model, self.dls, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div,
                   self.train_bn, fit_phase, **kwargs)
 
     def lr_find(self, show: bool = True, # draw the curve, where this runs in a notebook
                 **kwargs) -> LRFinder:   # `lr_find`: start_lr, end_lr, num_it, stop_div
         "Run the learning-rate finder on a copy; nothing of the learner changes."
-        options = {'wd': self.wd, 'loss_func': self.loss_func, 'seed': self.seed,
-                   'precision': self.precision, 'cache': self.cache, 'step': self.step,
-                   'opt_func': self.opt_func, **kwargs}
-        finder = lr_find(self.model, self.dls, **options)
+        options = 'wd', 'loss_func', 'seed', 'precision', 'cache', 'step', 'opt_func'
+        own = {name: getattr(self, name) for name in options}
+        finder = lr_find(self.model, self.dls, **own | kwargs)
         if show and in_notebook():
             finder.plot()
         return finder
 
-    def validate(self, pictures=None # a folder of class folders, or a loader; None: `dls.valid`
-                ) -> tuple:          # named: valid_loss and each metric
+    def validate(self, pictures=None, # a folder of class folders, or a loader; None: `dls.valid`
+                 tta=False) -> tuple: # named: valid_loss and each metric; tta: as for `predict`
         "Loss and metrics on the validation pictures, or on others; classes are matched by name."
-        model = with_precision(self.model, self.precision)
-        if pictures is None:
+        model = with_tta(with_precision(self.model, self.precision), tta)
+        if pictures is None and not tta:
             model, loaders = cache_features(model, self.dls, self.cache)
             loader = loaders.valid
         else:
-            loader = labelled_pictures(pictures, self.description, self.device)
+            loader = self.dls.valid if pictures is None else pictures
+            loader = labelled_pictures(loader, self.description, self.device)
         with modes_kept(model):
             return named_values(self.metrics, validate(model, loader, self.loss_func, self.metrics))
 
     def predict(self, image,    # a path, PIL image, array; many: a list, a folder, a generator
-                **options       # for `engine.prediction.predict`: batch_size, on_error, ...
+                **options       # for `engine.prediction.predict`: batch_size, tta, ...
                ) -> Prediction | Predictions:
         "Class and probabilities of a picture, or a table of those of many."
         return predict(with_precision(self.model, self.precision), image, self.description,

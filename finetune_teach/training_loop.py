@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .engine.callbacks import ask_after_epoch, call_hooks, fit_hooks
 from .engine.distributed import share_work, world
 from .engine.features import FeatureCache, Loaders, cache_features
-from .engine.guards import batch_names, begin_epoch, call_hooks, drain, guarded
+from .engine.guards import batch_names, begin_epoch, drain, guarded
 from .engine.history import Epoch, Recorder, Step
 from .engine.matching import class_names, match_sets
 from .engine.metrics import compute_metrics, metric_names, put_on, says_mode
-from .engine.modules import NORMS, device_of
+from .engine.modules import NORMS, batches_on, device_of
 from .engine.optimizers import divide_groups
 from .engine.precision import with_precision
 from .engine.random_state import not_repeatable, seeded
@@ -114,8 +115,9 @@ def train_epoch(model: nn.Module, loader: Iterable, rates: Iterable, # of (lrs, 
                 step: Callable = train_step) -> Iterator[Step]:
     "Go through the batches once; yield a `Step` after each."
     model.train()
-    put_on([loss_func], device_of(model))
-    for (x, y), (lrs, moms) in zip(loader, rates):
+    device = device_of(model)
+    put_on([loss_func], device)
+    for (x, y), (lrs, moms) in zip(batches_on(device, loader), rates):
         set_rates(optimizer, lrs, moms)
         yield Step(step(model, x, y, optimizer, loss_func), lrs, moms)
 
@@ -164,32 +166,33 @@ def fit_steps(model, dls, epochs, schedule, optimizer=None, loss_func=F.cross_en
     groups = [group.name for group in layer_groups(model)]
     _check_schedule(epochs, schedule, dls, len(groups))
     recorder.begin_fit(metrics)
-    call_hooks(callbacks, 'before_fit', model, recorder)
-    recorder.begin_phase(phase_name(model), groups)
-    table = ResultsTable(names, show and world().rank == 0)
-    for row in recorder.history[len(recorder.history) - done:]:
-        table.add(row)
-    trained, loaders = prepare(model, match_sets(dls, class_names(dls.train)), precision, cache)
-    n_steps = len(loaders.train)
-    for epoch in range(done, epochs):
-        start, position, sizes = time.perf_counter(), recorder.position, []
-        part = Schedule(*(v[epoch * n_steps:(epoch + 1) * n_steps] for v in schedule))
-        batches = Loaders(_counted(table.progress(loaders.train), sizes, n_steps), loaders.valid)
-        safe = guarded(step, partial(_place, epoch, sizes, part),
-                       partial(batch_names, loaders.train))
-        begin_epoch(step, n_steps)
-        with seeded(recorder.begin_epoch(seed)):
-            for event in train(trained, batches, 1, part, optimizer, loss_func, metrics, safe):
-                if isinstance(event, Step):
-                    recorder.add_step(event, position + len(sizes) / n_steps)
-                    call_hooks(callbacks, 'after_step', model, recorder)
-                    yield recorder
-        recorder.add_epoch(epoch, sizes, event, names, time.perf_counter() - start)
-        table.add(recorder.history[-1])
-        stop = any([callback(model, recorder) for callback in callbacks]) # each is called
-        yield recorder
-        if stop:
-            return
+    with fit_hooks(callbacks, model, recorder):
+        recorder.begin_phase(phase_name(model), groups)
+        table = ResultsTable(names, show and world().rank == 0)
+        for row in recorder.history[len(recorder.history) - done:]:
+            table.add(row)
+        trained, loaders = prepare(model, match_sets(dls, class_names(dls.train)), precision, cache)
+        n_steps = len(loaders.train)
+        for epoch in range(done, epochs):
+            start, position, sizes = time.perf_counter(), recorder.position, []
+            part = Schedule(*(v[epoch * n_steps:(epoch + 1) * n_steps] for v in schedule))
+            counted = _counted(table.progress(loaders.train), sizes, n_steps)
+            safe = guarded(step, partial(_place, epoch, sizes, part),
+                           partial(batch_names, loaders.train))
+            begin_epoch(step, n_steps)
+            with seeded(recorder.begin_epoch(seed)):
+                for event in train(trained, Loaders(counted, loaders.valid), 1, part, optimizer,
+                                   loss_func, metrics, safe):
+                    if isinstance(event, Step):
+                        recorder.add_step(event, position + len(sizes) / n_steps)
+                        call_hooks(callbacks, 'after_step', model, recorder)
+                        yield recorder
+            recorder.add_epoch(epoch, sizes, event, names, time.perf_counter() - start)
+            table.add(recorder.history[-1])
+            stop = ask_after_epoch(callbacks, model, recorder)
+            yield recorder
+            if stop:
+                return
 
 # %% ../nbs/04_training_loop.ipynb #d27ce098
 def _counted(batches: Iterable, sizes: list[int], n_steps: int) -> Iterator:
@@ -217,7 +220,7 @@ def fit(model: nn.Module,                    # only what is not frozen learns
         recorder: Recorder | None = None,    # to go on with; default a new one
         seed: int | None = None,             # makes the run repeatable to the bit
         show: bool = True,                   # print the table
-        callbacks: Sequence[Callable] = (),  # called (model, recorder) after an epoch; True: stop
+        callbacks: Sequence = (),            # `engine.callbacks`; a function: called after an epoch
         done: int = 0,                       # epochs of these that were trained before
         precision: str = 'fp32',             # of the body: 'bf16', 'auto' (`engine.precision`)
         cache: FeatureCache | None = None,   # of a frozen body's features; None: of this call

@@ -111,16 +111,16 @@ def plot_activations(maps: dict[str, torch.Tensor], # from `activations`: N x C 
     "The maps of the special channels of picture `i`; a row for each part."
     import matplotlib.pyplot as plt
     shape = len(maps), 1 + n
-    _, axes = plt.subplots(*shape, figsize=(0.9 * shape[1], shape[0]), squeeze=False, dpi=70)
+    _, axes = plt.subplots(*shape, figsize=(1.2 * shape[1], 1.3 * shape[0]), squeeze=False)
     for row, (name, values) in zip(axes, maps.items()):
         for ax in row:
             ax.axis('off')
         if picture is not None:
             row[0].imshow(picture.cpu().permute(1, 2, 0).numpy())
-        row[0].set_title(f'{name}, {values.shape[-2]}x{values.shape[-1]}', fontsize=7)
+        row[0].set_title(f'{name}, {values.shape[-2]}x{values.shape[-1]}', fontsize=9)
         for ax, channel in zip(row[1:], special_channels(values, i, n)):
             ax.imshow(values[i, channel].numpy(), cmap='magma', vmin=0)
-            ax.set_title(f'channel {channel}', fontsize=7)
+            ax.set_title(f'channel {channel}', fontsize=9)
     return axes
 
 # %% ../nbs/09_what_it_learned.ipynb #f39c8888

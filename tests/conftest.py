@@ -1,9 +1,12 @@
 "What several test files share: small pictures, a small network, a learner made of them."
 import copy
 import hashlib
+import os
 import random
+import shutil
 import signal
 import threading
+import time
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,6 +26,7 @@ matplotlib.use('Agg')
 # programs in the background are often started with Ctrl-C switched off; those that are tested are not
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the batches are tiny: more threads cost more than they bring
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # in notebooks and programs that tests start, too
 settings.register_profile('repeats', derandomize=True, deadline=None, database=None, max_examples=150,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 settings.load_profile('repeats')  # the same inputs in each run
@@ -32,6 +36,27 @@ settings.load_profile('repeats')  # the same inputs in each run
 def close_figures():
     yield
     plt.close('all')
+
+
+def wait_until(true, seconds=10):
+    "Wait until something is true; fail if it never is."
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, 'it never came'
+        time.sleep(.005)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    "Chromium, in a window that nobody sees."
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope='session')

@@ -14,6 +14,7 @@ import same_results  # noqa: E402
 from finetune_teach.engine.batches import SpecLoader  # noqa: E402
 
 HAS_FASTAI = importlib.util.find_spec('fastai') is not None
+HAS_TIMM = importlib.util.find_spec('timm') is not None
 
 
 @pytest.fixture(scope='module')
@@ -21,15 +22,17 @@ def run(tmp_path_factory):
     "The command with as little as it takes; its exit code, its results, its folder."
     out = tmp_path_factory.mktemp('results')
     code = compare.main(['--fastai', sys.executable, '--networks', 'tiny_resnet', '--pictures', '32',
-                         '--only', 'frozen', 'unfrozen', '--rounds', '2', '--threads', '1',
-                         '--out', str(out)])
+                         '--only', 'frozen', 'unfrozen', 'crops', '--rounds', '2', '--threads', '1',
+                         '--out', str(out), *['--timm'] * HAS_TIMM])
     return code, json.loads((out / 'results.json').read_text()), out
 
 
 def test_ours_and_the_bare_loop_are_measured(run):
     _, results, _ = run
     rows = {row['row']: row for row in results['rows']}
+    crops = rows.pop('unfrozen epoch, random crops')
     assert list(rows) == ['first frozen epoch', 'second frozen epoch', 'unfrozen epoch']
+    assert 'bare loop' not in crops['numbers'] and min(crops['numbers']['finetune_teach']) > 0
     for row in rows.values():
         for side in ('finetune_teach', 'bare loop'):
             assert len(row['numbers'][side]) == 2 and min(row['numbers'][side]) > 0
@@ -43,9 +46,25 @@ def test_table_and_picture_are_written(run):
     _, results, out = run
     text = (out / 'results.md').read_text()
     assert '## tiny_resnet at 64 pixels' in text and '| unfrozen epoch |' in text
-    assert f"**{results['rows'][-1]['ratios']['bare loop']['median']:.2f}**" in text
+    assert f"**{results['rows'][-2]['ratios']['bare loop']['median']:.2f}**" in text
     assert str(out.parent) not in text
     assert (out / 'results.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.skipif(not HAS_TIMM, reason='timm is not installed')
+def test_timm_trains_unfrozen_only(run):
+    _, results, _ = run
+    rows = {row['row'] for row in results['rows'] if min(row['numbers'].get('timm', [0])) > 0}
+    assert rows == {'unfrozen epoch', 'unfrozen epoch, random crops'}
+
+
+@pytest.mark.parametrize('ours, theirs, row, told', [
+    ([1.], [3.2], 'unfrozen epoch', '2.2 s saved'), ([.15], [.2], 'validation', 'nothing'),
+    ([2.], [1.], 'import', '1.0 s lost'), ([800.], [1000.], 'peak memory, first batch', '200 MB less'),
+    ([1.], [], 'import', '')])
+def test_what_is_noticed(ours, theirs, row, told):
+    made, = compare.make_rows({('part', row): {'finetune_teach': ours, 'fastai': theirs}})
+    assert compare.notice(made) == told
 
 
 @pytest.mark.skipif(HAS_FASTAI, reason='here fastai does not fail')

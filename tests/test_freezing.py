@@ -210,6 +210,15 @@ def leaf(kind):
             'dropout': lambda: nn.Dropout(0.5), 'no bias': lambda: nn.Linear(4, 4, bias=False)}[kind]()
 
 
+@pytest.mark.filterwarnings('ignore:`torch.jit')
+@pytest.mark.parametrize('make', [torch.jit.script, lambda model: torch.export.export(
+    model, (torch.zeros(2, 3, 32, 32),)).module()])
+def test_a_network_with_frozen_groups_goes_through_pytorchs_compilers(model, make):
+    x = torch.randn(2, 3, 32, 32)
+    freeze(model).eval()
+    assert torch.equal(make(model)(x), model(x))
+
+
 KINDS = st.sampled_from(['linear', 'norm', 'relu', 'dropout', 'no bias'])
 NETWORKS = st.recursive(KINDS, lambda inner: st.lists(inner, max_size=5), max_leaves=14)
 

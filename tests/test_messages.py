@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import finetune_teach
 from finetune_teach.all import (
-    constant, create_body, create_head, drawn_pets, explore_overfitting, fit, image_folders, vision_learner)
+    constant, create_body, create_head, drawn_pets, explore_overfitting, fit, freeze, image_folders, vision_learner)
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='errors of the system read as on Linux')
 
@@ -699,6 +699,45 @@ def pretrained_body():
 
 
 @room
+def networks():
+    from finetune_teach.engine.networks import PlainNetwork
+    from finetune_teach.engine.timm_networks import TimmBuilder
+    lost = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU())
+    x, tokens = torch.zeros(2, 3, 2, 2), nn.Sequential(nn.Flatten(2))
+    def of_timm(name='resnet18', weights='DEFAULT'):
+        def unreachable(*args, **kwargs):
+            raise OSError('no connection.')
+        cfg = Mock(tag='a1_in1k', has_weights=True)
+        timm = Mock(is_model='resnet18'.__eq__, list_models=lambda: ['resnet18'], create_model=unreachable)
+        timm.models.get_arch_pretrained_cfgs = lambda name: {'resnet18.a1_in1k': cfg}
+        with patch.dict(sys.modules, timm=timm):
+            builder = TimmBuilder(f'timm/{name}')
+            return builder(builder.find_weights(weights))
+    def without_timm(p):
+        with patch.dict(sys.modules, timm=None):
+            create_body('timm/resnet18')
+    class Tokens(nn.Module):
+        def forward(self, pixel_values):
+            return {'last_hidden_state': pixel_values}
+    return [
+        ('create_body of a network that has lost its last layer', "cut='none'", lambda p: create_body(lost, x=x)),
+        ("create_body(..., cut='1') of a network in which more follows", "cut='1'",
+         lambda p: create_body(lost, cut='1', x=x)),
+        ("create_body(..., cut='head') of a network without one", "cut='head'",
+         lambda p: create_body(small_network(), cut='head')),
+        ("create_body(..., cut='bn1')", 'bn1', lambda p: create_body(small_network(), cut='bn1')),
+        ("create_body(..., cut='none') of a network that gives tokens", '(2, 3, 4)',
+         lambda p: create_body(tokens, cut='none', x=x)),
+        ('a network of transformers without pooling', 'last_hidden_state', lambda p: PlainNetwork(Tokens())(x)),
+        ('create_body(network.forward)', 'TinyResNet', lambda p: create_body(small_network().forward)),
+        ("create_body('timm/resnet18') without timm", "'timm/resnet18'", without_timm),
+        ("create_body('timm/resnet81')", "'timm/resnet81'", lambda p: of_timm('resnet81')),
+        ("create_body('timm/resnet18', 'a2_in1k')", "'a2_in1k'", lambda p: of_timm(weights='a2_in1k')),
+        ("create_body('timm/resnet18') without a network", 'timm/resnet18.a1_in1k', lambda p: of_timm()),
+    ]
+
+
+@room
 def random_head():
     from finetune_teach.all import create_head
     from finetune_teach.engine.random_state import not_repeatable
@@ -726,6 +765,25 @@ def freezing():
         ('freeze_to(nn.Linear(2, 2), -1)', 'one layer group', lambda p: freeze_to(nn.Linear(2, 2), -1)),
         ('group_distances from another network', "'head'", lambda p: group_distances(
             network(), nn.Sequential(create_body(small_network()), nn.Linear(8, 5)))),
+    ]
+
+
+@room
+def given_groups():
+    from finetune_teach.engine.given_groups import give_groups
+    all_but_last = ['conv1', 'bn1', 'layer1', 'layer2', 'layer3']
+    def other_body(p):
+        model = give_groups(network(), [all_but_last, ['layer4']])
+        model[0] = nn.Linear(2, 2)
+        freeze(model)
+    return [
+        ("vision_learner(..., groups=[['layer1'], ['head']])", "'head'", lambda p: learner(groups=[['layer1'], ['head']])),
+        ('vision_learner(..., groups=...) without its last layer', 'layer4', lambda p: learner(groups=[all_but_last])),
+        ('vision_learner(..., groups=...) with a layer in two of them', 'twice', lambda p: learner(
+            groups=[all_but_last, ['layer3', 'layer4']])),
+        ('vision_learner(..., groups=...) with an empty one', 'empty', lambda p: learner(
+            groups=[[], [*all_but_last, 'layer4']])),
+        ('freezing a network with another body than its groups', '0.conv1', other_body),
     ]
 
 
@@ -773,6 +831,7 @@ def one_cycle():
         ('fit(...) with a schedule of two rates a step', '2 rates',
          lambda p: fit(network(), Dls([batch()], [batch()]), 1, constant(1, [1e-4, 1e-3]), show=False)),
         ('explore_one_cycle(learn, epoch=3)', 'epoch', lambda p: explore_one_cycle(learner(), epoch=3)),
+        ('explore_one_cycle(learn).move(peak=1)', 'no control peak', lambda p: explore_one_cycle(learner()).move(peak=1)),
     ]
 
 
@@ -869,7 +928,7 @@ def fine_tuning():
         ('cnn_learner(..., pretrained=True)', 'pretrained', lambda p: cnn_learner(drawn(), pretrained=True)),
         ('vision_learner with pictures that are too small', '32x32', lambda p: learner(
             arch=nn.Sequential(nn.Conv2d(3, 4, 64), nn.Flatten(), nn.Linear(4, 3)))),
-        ('vision_learner with a network that goes on after its last linear layer', 'nn.Sequential(network', lambda p: learner(
+        ('vision_learner with a network that goes on after its last linear layer', "cut='none'", lambda p: learner(
             arch=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.Unflatten(1, (-1, 1))))),
         ('vision_learner with a builder of such a network', '(2, 3, 1)', lambda p: learner(arch=goes_on, weights=None)),
         ('learn.validate of classes that the model does not know', 'cat', lambda p: learner().validate(
@@ -939,8 +998,12 @@ def metrics():
 def options_of_training():
     from finetune_teach.all import training_step
     from finetune_teach.engine.rare_classes import oversampled_order
+    from finetune_teach.tools.loggers import Logger, WandbLogger
     def own(make):
         return lambda p: learner(opt_func=make)
+    def without_wandb(place):
+        with patch.dict(sys.modules, wandb=None):
+            learner().fit(1, callbacks=[WandbLogger()])
     def no_fox():
         class Pictures:
             labels = torch.tensor([0, 1])
@@ -956,6 +1019,10 @@ def options_of_training():
         return dls
     return [
         ('training_step(clip=0)', 'clip=0', lambda p: training_step(clip=0)),
+        ('fit(..., callbacks=[3])', '3 is no callback', lambda p: fit(
+            network(), Dls([batch()], [batch()]), 1, constant(1, .1), show=False, callbacks=[3])),
+        ('Logger(print, every=0)', 'every=0', lambda p: Logger(print, every=0)),
+        ('WandbLogger() without wandb', 'pip install wandb', without_wandb),
         ('training_step(accumulate=1.5)', 'accumulate=1.5', lambda p: training_step(accumulate=1.5)),
         ("vision_learner(..., class_weights='balance')", "'balance'", lambda p: learner(class_weights='balance')),
         ("class_weights='balanced' and a class without pictures", 'fox', lambda p: balanced(no_fox())),
@@ -972,6 +1039,60 @@ def options_of_training():
          own(lambda model, wd: torch.optim.SGD(model[1].parameters(), .1))),
         ('learn.fit(1, wd=0.1) with an optimiser that has its own', 'wd=0.1', lambda p: learner(
             opt_func=lambda model, wd: torch.optim.SGD(model.parameters(), .1, weight_decay=5e-4)).fit(1, wd=.1)),
+    ]
+
+
+@room
+def transforms(): # with engine.tta and tools.folds
+    from finetune_teach.tools.folds import fold_loaders, fold_of_each
+    from torchvision.transforms import v2
+    def shown(picture=None, batch=None, **options):
+        return lambda p: drawn().with_transforms(picture, batch, **options).show_batch()
+    def in_worker(p):
+        pictures = image_folders(broken(two_kinds(p)), size=8).train.pictures
+        pictures.store.read_in_worker(pictures.how, torch.arange(8))
+    def two_sets(p):
+        dls = copy.copy(drawn())
+        dls.valid = image_folders(two_kinds(p)).valid
+        return fold_loaders(dls)
+    def series(p):
+        for name in 'abcdef':
+            photos(p, **{name: 1})
+        for path in [*p.rglob('*.png')]:
+            for i in range(8):
+                shutil.copy(path, path.with_name(f'patient{i // 2}_{i}.png'))
+        return image_folders(p, size=8, groups=str)
+    def twice(p):
+        shutil.copy(two_kinds(p) / 'cat' / '0.png', p / 'cat' / '9.png')
+        return image_folders(p, size=8)
+    def without_sklearn(p):
+        with patch.dict(sys.modules, {'sklearn.model_selection': None}):
+            fold_loaders(drawn())
+    return [
+        ("learn.predict(photo, tta='mirror')", "tta='mirror'", lambda p: learner().predict(
+            torch.zeros(3, 32, 32), tta='mirror')),
+        ('fold_loaders(dls, k=1)', 'k=1', lambda p: fold_loaders(drawn(), k=1)),
+        ('fold_loaders(dls, k=8) of seven pictures', '2 to 7', lambda p: fold_loaders(drawn(), k=8)),
+        ('fold_loaders, all cats in one group', 'cat', lambda p: fold_of_each(
+            torch.tensor([0, 0, 1, 1, 1, 1]), 2, ['cat', 'dog'], [1, 1, 2, 3, 4, 5])),
+        ('fold_loaders, pictures from two sources', 'one set', two_sets),
+        ('fold_loaders of series without groups=', 'groups=', lambda p: fold_loaders(series(p), 2)),
+        ('fold_loaders, a file twice', 'fold 1 of 2', lambda p: fold_loaders(twice(p), 2)),
+        ('fold_loaders without scikit-learn', "finetune_teach[folds]", without_sklearn),
+        ("with_transforms('flip')", "picture='flip'", shown('flip')),
+        ('with_transforms(batch=3)', 'batch=3', shown(batch=3)),
+        ('with_transforms(v2.Resize(32), input_size=0)', 'input_size=0', shown(v2.Resize(32), input_size=0)),
+        ('with_transforms(input_size=64)', 'picture= is missing', shown(input_size=64)),
+        ('with_workers(True)', 'num_workers=True', lambda p: drawn().with_workers(True)),
+        ('an unreadable file, with_workers(1)', 'only this batch was looked at',
+         lambda p: read(image_folders(broken(two_kinds(p)), size=8).with_workers(1))),
+        ('the same, as the worker has it', 'cat/2.png', in_worker),
+        ('drawn pets, with_transforms(v2.Resize(32), input_size=64)', 'have none', shown(v2.Resize(32), input_size=64)),
+        ('with_transforms(v2.ToPILImage())', 'v2.PILToTensor', shown(v2.ToPILImage())),
+        ('with_transforms(v2.Resize(64))', '3 x 64 x 64', shown(v2.Resize(64))),
+        ('with_transforms(v2.ToDtype(torch.float32))', 'v2.Normalize', shown(v2.ToDtype(torch.float32))),
+        ('with_transforms(batch=lambda x, y: x)', 'v2.MixUp', shown(batch=lambda x, y: x)),
+        ('with_transforms(batch=v2.MixUp(num_classes=13))', 'num_classes=12', shown(batch=v2.MixUp(num_classes=13))),
     ]
 
 
@@ -1037,6 +1158,28 @@ def prediction(): # and testing
         ('report.plot_mistakes() without pictures', 'top_mistakes',
          lambda p: ClassReport(*features(4, 2), ['cat', 'dog']).plot_mistakes()),
     ]
+
+
+@room
+def export():
+    from finetune_teach.engine import export
+    return [
+        ('to_onnx without the extra packages', "pip install 'finetune_teach[export]'", lambda p: call(
+            patch.object(export, 'find_spec', lambda name: None), lambda: export.to_onnx(learner(), p / 'a.onnx'))),
+        ('to_onnx, onnxruntime giving other logits', 'PLACE/a.onnx', other_logits),
+        ('to_onnx of a learner made of plain parts', 'size', lambda p: export.to_onnx(
+            finetune_teach.all.Learner(Dls([batch()], [batch()]), network()), p / 'a.onnx')),
+        ('backbone_state_dict of a network that is not cut', 'nn.Sequential(body, head)',
+         lambda p: export.backbone_state_dict(small_network())),
+    ]
+
+
+def other_logits(place):
+    pytest.importorskip('onnxscript')
+    from finetune_teach.engine import export
+    with patch.object(export, 'onnx_difference', lambda learn, file: .5), patch.object(
+            export, 'find_spec', lambda name: True):
+        export.to_onnx(learner(), place / 'a.onnx')
 
 
 @room

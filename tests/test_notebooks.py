@@ -1,6 +1,5 @@
 "Every notebook of the three storeys runs from top to bottom, and looks as the design says."
 import ast
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +38,7 @@ def execute(path):
     notebook = nbformat.read(path, 4)
     client = NotebookClient(notebook, timeout=300, kernel_name='python3',
                             resources={'metadata': {'path': path.parent}})
-    client.execute(env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    client.execute()
     return committed, notebook
 
 
@@ -105,7 +104,13 @@ def test_lesson_has_minutes_and_end(path):
     assert re.search(r'^(It takes|Takes|This takes) .*(second|minute)', text[1], re.M), 'how long it takes'
     _, remember, exercises = re.split('^## (?:To remember|Exercises)$', '\n'.join(text), flags=re.M)
     assert re.findall(r'^- ', remember, re.M), 'lines to remember'
-    assert re.findall(r'^(\d)\. ', exercises, re.M) == ['1', '2', '3'] and exercises.count('<details>') == 3
+    assert re.findall(r'^\*\*(\d)\.\*\* ', exercises, re.M) == ['1', '2', '3']
+    answers = [cell for cell in nbformat.read(path, 4).cells if cell.source.startswith('with answer(')]
+    assert len(answers) == 3, 'each answer is run'
+    for cell in answers: # JupyterLab hides the code; what comes out of it is folded
+        assert cell.metadata == {'jupyter': {'source_hidden': True}}
+        (output,) = cell.outputs
+        assert output.data['text/html'].startswith('<details><summary>Answer</summary>')
 
 
 @each([path for path in ROOMS if path.parent.name == 'engine'])

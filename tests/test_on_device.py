@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune_teach.engine.training_steps import training_step
 from finetune_teach.fine_tuning import Learner
 from finetune_teach.lr_finder import lr_find
-from finetune_teach.tools.lr_picker import PreviewTrainer
+from finetune_teach.tools.previews import PreviewTrainer
 from finetune_teach.training_loop import constant, error_rate, fit, validate
 
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import assert_unchanged, changed, everything, same_bits, small_network, state
+from finetune_teach.engine.calibration import calibration, confidences, plot_calibration
 from finetune_teach.engine.history import Phase, Recorder
 from finetune_teach.engine.metrics import auc, balanced_accuracy, f1_macro, top_k_accuracy
+from finetune_teach.engine.mistakes import mistakes_in, top_mistakes
 from finetune_teach.engine.plots import COLOURS
-from finetune_teach.overfitting import (
-    EarlyStopping, KeepBest, best_epoch, calibration, confidences, mistakes_in, plot_calibration,
-    plot_loss_and_metric, top_mistakes)
+from finetune_teach.overfitting import EarlyStopping, KeepBest, best_epoch, plot_loss_and_metric
 from finetune_teach.tools.learners import load_learner
 from finetune_teach.training_loop import accuracy, error_rate, get_logits
 

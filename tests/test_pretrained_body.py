@@ -1,5 +1,7 @@
 "Bodies: every torchvision network without its last layer, their layer groups, what they know."
 import gc
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -38,15 +40,15 @@ TRAINED = {arch for arch in FAMILIES.values() if published_parameters(arch) < 10
 BESIDES = {'inception_v3': 3_326_696, 'maxvit_t': -1000}
 
 
-@pytest.fixture
-def meta(monkeypatch):
-    "The meta device; the regnets work out their widths with real numbers."
+@contextmanager
+def meta():
+    "On the meta device; the regnets work out their widths with real numbers."
     original = BlockParams.from_init_params
     def with_numbers(*args, **kwargs):
         with torch.device('cpu'):
             return original(*args, **kwargs)
-    monkeypatch.setattr(BlockParams, 'from_init_params', with_numbers)
-    return torch.device('meta')
+    with patch.object(BlockParams, 'from_init_params', with_numbers), torch.device('meta'):
+        yield
 
 
 def test_the_list_is_long():
@@ -56,9 +58,9 @@ def test_the_list_is_long():
 
 @pytest.mark.filterwarnings('ignore:The default weight initialization:FutureWarning')
 @pytest.mark.parametrize('arch', ARCHS)
-def test_every_network(arch, meta):
+def test_every_network(arch):
     "Body, head, groups, freezing."
-    with meta:
+    with meta():
         body = create_body(arch, weights=None)
         model = freeze(nn.Sequential(body, create_head(body.num_features, 3, hidden=())))
     gone = 1000 * (body.num_features + 1) + BESIDES.get(arch, 0)

@@ -142,10 +142,18 @@ def test_two_files_of_settings_agree():
 
 
 def test_readme_is_the_home_page():
-    cells = re.findall(r'(?s).+', (ROOT / 'README.md').read_text())
-    texts = [c.source if c.cell_type == 'markdown' else c.outputs[0].data['text/markdown']
-             for c in nbformat.read(ROOT / 'nbs/index.ipynb', 4).cells
-             if c.cell_type == 'markdown' or c.source.startswith('#| echo: false\nMarkdown(')]
+    "Its text, the code that it shows, and the picture that this code draws."
+    cells, texts = re.findall(r'(?s).+', (ROOT / 'README.md').read_text()), []
+    for cell in nbformat.read(ROOT / 'nbs/index.ipynb', 4).cells:
+        if cell.cell_type == 'markdown':
+            texts.append(cell.source)
+        elif cell.source.startswith('#| echo: false\nMarkdown('):
+            texts.append(cell.outputs[0].data['text/markdown'])
+        elif cell.source.endswith('\nfilters'):
+            texts.append(f'![{"".join(cell.outputs[0].data["text/plain"])}](images/filters.png)')
+        elif not re.match(r'#\| (hide|default_exp|export|echo)', cell.source):
+            texts.append('```python\n' + re.sub(r'(?m)^#\|.*\n', '', cell.source) + '\n```')
+            texts += [f'![{alt}](images/answers.png)' for alt in re.findall(r'#\| fig-alt: "(.*)"', cell.source)]
     expected = re.sub(r'\]\((?!http)', '](nbs/', '\n\n'.join(texts)) + '\n'
     assert cells == [expected], 'execute nbs/index.ipynb: its last cell writes the README'
 
@@ -175,7 +183,7 @@ def test_the_readmes_command_leaves_out_what_is_slow_and_ci_does_not():
     assert '-m "not slow"' in options['addopts'] and [m for m in options['markers'] if m.startswith('slow:')]
     assert '`pytest -m slow`' in (ROOT / 'README.md').read_text()
     *_, readmes, slow, where, last, end = (ROOT / '.ci/run').read_text().splitlines()
-    assert (readmes, slow) == ('bash -c "$command"', 'pytest -m slow -n 2 --dist loadfile')
+    assert (readmes, slow) == ('bash -c "$command"', 'pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder')
     assert (where, end) == ('if grep -qs avx512f /proc/cpuinfo; then', 'fi')
     variable, command, *files = last.split()
     assert (variable, command) == ('ONEDNN_MAX_CPU_ISA=AVX2', 'pytest')
@@ -199,15 +207,18 @@ def test_all_code_is_python_of_the_oldest_version_and_compiles_without_a_warning
 
 def test_installed_module_needs_only_what_it_declares():
     declared = {re.match(r'[\w-]+', line)[0] for line in PROJECT['dependencies']}
-    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets', 'filelock': 'torch'}
+    comes_along = {'numpy': 'torchvision', 'PIL': 'torchvision', 'IPython': 'ipywidgets', 'filelock': 'torch',
+                   'traitlets': 'ipywidgets', 'sklearn': 'scikit-learn'}
+    extras = {re.match(r'[\w-]+', line)[0] for lines in PROJECT['optional-dependencies'].values() for line in lines}
     for module, source in SOURCES.items():
-        for name in re.findall(r'^\s*(?:import|from) (\w+)', source, re.M):
+        for inside, name in re.findall(r'^([ \t]*)(?:import|from) (\w+)', source, re.M):
             if name not in sys.stdlib_module_names and name != 'finetune_teach':
-                assert comes_along.get(name, name) in declared, f'{module} imports {name}'
+                allowed = declared | (extras if inside else set()) # a function may need an extra
+                assert comes_along.get(name, name) in allowed, f'{module} imports {name}'
 
 
 def test_importing_all_loads_no_plotting_or_widget_library():
-    code = 'import sys, finetune_teach.all; print({"matplotlib", "ipywidgets", "IPython"} & set(sys.modules))'
+    code = 'import sys, finetune_teach.all; print({"matplotlib", "ipywidgets", "anywidget", "IPython"} & set(sys.modules))'
     output = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == 'set()'
 
@@ -242,7 +253,8 @@ def test_wheel_holds_the_module_and_its_weights(wheel):
     names = zipfile.ZipFile(wheel[0]).namelist()
     modules = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob('*.py')}
     weights = {f'finetune_teach/weights/{name}_resnet.safetensors' for name in ('tiny', 'drawn')}
-    assert modules | weights <= set(names)
+    scripts = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob('*.js')}
+    assert scripts and modules | weights | scripts <= set(names)
     assert not [n for n in names if n.startswith(('nbs/', 'tests/')) or n.endswith('old.bin')]
 
 

@@ -116,7 +116,9 @@ def test_a_rate_can_be_picked_on_any_curve(lrs, data):
     losses = data.draw(st.lists(st.floats(0, 10), min_size=len(lrs), max_size=len(lrs))) if data else [1.0]
     picker = LRPicker(LRFinder(lrs, losses, losses, 0, 0))
     assert lrs[0] <= picker.lr <= lrs[-1]
-    assert ('No suggestion' in picker.controls.rules.children[-1].value) == bool(picker.finder.problem)
+    curve = picker.spec['data']['curve']
+    assert bool(curve['problem']) == bool(picker.finder.problem) == (not curve['rules'])
+    assert picker.page()  # all of it is JSON
 
 
 # Rates as text

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .batches import BatchSpec
+from .modules import on_device
 
 # %% ../../nbs/engine/augmentation.ipynb #ed8b9d75
 def random_crops(n: int, min_scale: float) -> torch.Tensor: # float n x 4, see `BatchSpec.crop`
@@ -39,19 +40,23 @@ def augment(x: torch.Tensor, # uint8 n x 3 x S x S
            ) -> torch.Tensor: # float, still 0..255
     "Do to the pictures of a batch what its spec says."
     if spec.crop is not None:
-        return crop_and_flip(x.float(), spec.crop.to(x.device), spec.flip.to(x.device))
+        crop, flip = (on_device(part, x.device) for part in (spec.crop, spec.flip))
+        return crop_and_flip(x.float(), crop, flip)
     if spec.flip.any():  # nothing but mirrors: exact, and quicker
-        at = spec.flip.nonzero()[:, 0].to(x.device)
+        at = on_device(spec.flip.nonzero()[:, 0], x.device)
         x = x.index_copy(0, at, x.index_select(0, at).flip(-1))
     return x.float()
 
 # %% ../../nbs/engine/augmentation.ipynb #c6300248
 def draw_specs(n: int, batches: int, shuffle: bool, flip: bool, min_scale: float,
-               order: torch.Tensor | None = None # places that were drawn before; None: all, once
+               order: torch.Tensor | None = None, # places that were drawn before; None: all, once
+               seeds: bool = False # for transforms of pictures?
               ) -> Iterator[BatchSpec]:
     "Draw what an epoch of `n` pictures is made of, with torch's global random generator."
     if order is None:
         order = torch.randperm(n) if shuffle else torch.arange(n)
     flips = torch.rand(n) < .5 if flip else torch.zeros(n, dtype=torch.bool)
     crops = random_crops(n, min_scale).tensor_split(batches) if min_scale < 1 else [None] * batches
-    yield from map(BatchSpec, order.tensor_split(batches), flips.tensor_split(batches), crops)
+    numbers = torch.randint(2**32, (n,)).tensor_split(batches) if seeds else [None] * batches
+    yield from map(BatchSpec, order.tensor_split(batches), flips.tensor_split(batches), crops,
+                   numbers)

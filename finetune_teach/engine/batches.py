@@ -7,10 +7,13 @@ __all__ = ['BatchSpec', 'SpecLoader']
 
 # %% ../../nbs/engine/batches.ipynb #60c95a33
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+
+from .modules import on_device
+from .transforms import transform_batch
 
 # %% ../../nbs/engine/batches.ipynb #6577e038
 class BatchSpec(NamedTuple):
@@ -18,6 +21,7 @@ class BatchSpec(NamedTuple):
     index: torch.Tensor        # int64 n: places in the set
     flip: torch.Tensor         # bool n: mirror left and right?
     crop: torch.Tensor | None  # float n x 4: left, top, width, height in 0..1; None: all of it
+    seeds: torch.Tensor | None = None # int64 n: for the transform of each; None: not transformed
 
 # %% ../../nbs/engine/batches.ipynb #88d8e6cf
 class SpecLoader(ABC):
@@ -27,7 +31,10 @@ class SpecLoader(ABC):
     device: torch.device | str = 'cpu' # where batches are made
     files: list | None = None        # where the pictures came from
     latest: BatchSpec | None = None  # the batch given last, for messages
-    random_crops: bool = False       # do specs have crops?
+    always_new: bool = False         # are pictures others in each epoch, but for being mirrored?
+    batch_transform: Callable | None = None # of x and y, such as mixup
+    num_workers: int = 0             # processes that make batches; 0: this one does
+    classes: list | None = None      # names: label 0 is the first
 
     @abstractmethod
     def __len__(self) -> int:
@@ -45,7 +52,19 @@ class SpecLoader(ABC):
     def pictures_key(self) -> str:
         "Return text that changes when pixels, size or normalisation of the pictures change."
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # (x, y): batch, int64 n
-        for spec in self.specs():
+    def ahead(self, specs: Iterable[BatchSpec]) -> Iterator[BatchSpec]:
+        "Yield specs, in the order in which they are loaded; the next ones may be prepared."
+        yield from specs
+
+    def batch(self, spec: BatchSpec, *picked # what a loader's `load` takes besides
+             ) -> tuple[torch.Tensor, torch.Tensor]: # x; y, int64 n or n x C
+        "Return pictures and labels, as training gets them."
+        x, y = self.load(spec, *picked), on_device(self.labels[spec.index], self.device)
+        if self.batch_transform is None:
+            return x, y
+        return transform_batch(self.batch_transform, x, y, self.classes)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # (x, y)
+        for spec in self.ahead(self.specs()):
             self.latest = spec
-            yield self.load(spec), self.labels[spec.index].to(self.device)
+            yield self.batch(spec)

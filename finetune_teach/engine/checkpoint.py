@@ -12,13 +12,14 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from .callbacks import ask_after_epoch, call_hooks, fit_hooks
 from .distributed import by_first_process, world
-from .guards import call_hooks
 from .history import Phase, PredictedLabels, Recorder, Step
 from .modules import checksum
 from .random_state import keep_random_state, random_state, set_random_state
@@ -26,6 +27,7 @@ from .rare_classes import loss_text
 from .saving import (
     SavedModel, damaged_file, file_name, known_modes, load_into, read_saved, save_model)
 from .training_steps import TrainingStep
+from .transforms import transforms_text
 from .versions import versions
 
 # %% ../../nbs/engine/checkpoint.ipynb #86bd7f06
@@ -91,12 +93,13 @@ def training_signature(dls, epochs: int, schedule, # rates and momenta, each [st
         pictures.update(json.dumps([len(loader), files]).encode())
         if isinstance(labels := getattr(loader, 'labels', None), torch.Tensor):
             pictures.update(labels.cpu().numpy().tobytes())
-    lrs, moms = schedule
+    (lrs, moms), transforms = schedule, transforms_text(dls.train)
     rates = checksum({'rates': torch.tensor(lrs, dtype=torch.float64),
                       'momenta': torch.tensor(moms, dtype=torch.float64)})
     return {'epochs': epochs, 'steps': len(lrs), 'layers': layers,
             'highest rate': f'{max(map(max, lrs)):.3g}', 'schedule': rates[:12],
             'seed': seed, 'weight decay': wd, 'pictures': pictures.hexdigest()[:12],
+            **({'transforms': transforms} if transforms else {}),
             **(unusual_choices(*choices) if choices else {})}
 
 def unusual_choices(optimizer: torch.optim.Optimizer, loss_func: Callable, step: Callable) -> dict:
@@ -125,7 +128,7 @@ class Checkpoint:
                  description: dict | None = None): # how the model was built
         self.path, self.model, self.optimizer = file_name(name), model, optimizer
         self.recorder, self.description = recorder, description or {}
-        self.calls, self.callbacks = [], [] # calls of `fit` up to now; the present one's callbacks
+        self.calls, self.callbacks = [], () # calls of `fit` up to now; the present one's callbacks
         self.in_file = self._read_calls() # those of the training that is resumed
 
     @by_first_process
@@ -160,18 +163,20 @@ class Checkpoint:
     def before_fit(self, model: nn.Module, recorder: Recorder) -> None:
         "Ask the call's other callbacks before it; if one objects, nothing was begun."
         try:
-            call_hooks(self.callbacks, 'before_fit', model, recorder)
-            if not self.in_file and len(self.calls) == 1:
-                self.save() # whether it can be written shows now, not after an epoch
+            with ExitStack() as began:
+                began.enter_context(fit_hooks(self.callbacks, model, recorder))
+                if not self.in_file and len(self.calls) == 1:
+                    self.save() # whether it can be written shows now, not after an epoch
+                self.began = began.pop_all()
         except BaseException:
             self.calls.pop()
             raise
 
     def __call__(self, model: nn.Module, recorder: Recorder) -> bool: # True: stop
         "Ask the call's other callbacks after an epoch, and write the file."
-        stop, call = any([each(model, recorder) for each in self.callbacks]), self.calls[-1]
+        stop, call = ask_after_epoch(self.callbacks, model, recorder), self.calls[-1]
         call['done'] += 1
-        call['finished'] = bool(stop) or call['done'] == call['epochs']
+        call['finished'] = stop or call['done'] == call['epochs']
         try:
             self.save()
         except OSError as error: # a night's training is worth more than a file
@@ -182,6 +187,10 @@ class Checkpoint:
     def after_step(self, model: nn.Module, recorder: Recorder) -> None:
         "Tell the call's other callbacks of a step."
         call_hooks(self.callbacks, 'after_step', model, recorder)
+
+    def after_fit(self, model: nn.Module, recorder: Recorder, error: BaseException | None) -> None:
+        "Tell the call's other callbacks that it has ended."
+        self.began.__exit__(error and type(error), error, None)
 
     def save(self) -> None:
         "Write down everything that the rest of the training depends on."

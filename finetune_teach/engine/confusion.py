@@ -162,12 +162,12 @@ def plot_class_errors(confusion: torch.Tensor, # C x C
     longest = max(len(printable(e.name)) for e in rows)
     ax = new_axes(size=(4.2 + longest / 14, 1.1 + 0.22 * len(rows)), figure=figure)
     ax.barh(range(len(rows)), [e.error for e in rows], color=COLOURS[1])
-    _names(ax.yaxis, [f'{e.name}  ({e.wrong} of {e.n})' for e in rows], fontsize=8)
+    _names(ax.yaxis, [f'{e.name}  ({e.wrong} of {e.n})' for e in rows], fontsize=9)
     error = 1 - (confusion.diagonal().sum() / confusion.sum()).item()
     ax.axvline(error, color='grey', ls='--', label=f'all pictures: {error:.1%}')
     ax.set(xlabel='error', xlim=(0, 1.02), ylim=(-.6, len(rows) - .4),
            title='Error of each class' if rows == found else f'The {most} highest errors')
-    ax.legend(fontsize=8, loc='lower right')
+    ax.legend(fontsize=9, loc='lower right')
     return ax
 
 def plot_most_confused(confusion: torch.Tensor, # C x C
@@ -182,7 +182,7 @@ def plot_most_confused(confusion: torch.Tensor, # C x C
     longest = max([0, *(len(printable(name)) for name in names)])
     ax = new_axes(size=(3.6 + longest / 14, 1.1 + 0.22 * len(pairs)), figure=figure)
     ax.barh(range(len(pairs)), [p.count for p in pairs], color=COLOURS[0])
-    _names(ax.yaxis, names, fontsize=8)
+    _names(ax.yaxis, names, fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel='pictures', title='Most confused' if pairs else 'No class is taken for another')
     return ax

@@ -48,9 +48,11 @@ def world() -> World:
         return World(0, 1)
     started = {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
     if started and int(os.environ['WORLD_SIZE']) > 1 and not dist.is_initialized():
+        backend = 'gloo' # for tensors on the CPU; a computer may have fewer GPUs than processes
         if _own_device() != 'cpu':
             torch.cuda.set_device(_own_device())
-        dist.init_process_group() # gloo for tensors on the CPU, nccl for those on GPUs
+            backend = 'cpu:gloo,cuda:nccl'
+        dist.init_process_group(backend)
         atexit.register(_leave)
     return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World(0, 1)
 
@@ -123,7 +125,8 @@ class _SharedBatches:
 
 def _share_loader(loader, share: _Share): # a loader of the same kind, or `_SharedBatches`
     "Let a loader give whole labels, and the pictures of this process only."
-    if not isinstance(loader, SpecLoader):
+    whole = not isinstance(loader, SpecLoader) or loader.batch_transform or loader.num_workers
+    if whole: # nobody can make rows of it
         return _SharedBatches(loader, share)
     first = BatchSpec(torch.tensor([0]), torch.tensor([False]), None)
     _check_same(loader.load(first), loader.labels, loader.files)
@@ -131,7 +134,7 @@ def _share_loader(loader, share: _Share): # a loader of the same kind, or `_Shar
         rows = share.take(len(spec.index))
         return loader.load(BatchSpec(*(part if part is None else part[rows] for part in spec)))
     shared = copy.copy(loader)
-    shared.load = load
+    shared.load, shared.ahead = load, iter # ahead, all rows would be decoded
     return shared
 
 # %% ../../nbs/engine/distributed.ipynb #06e2bd51

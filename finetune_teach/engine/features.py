@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .batches import BatchSpec, SpecLoader
-from .modules import checksum, modes_kept
+from .modules import checksum, modes_kept, on_device
 
 # %% ../../nbs/engine/features.ipynb #ea6105e3
 @torch.no_grad()
@@ -41,11 +41,11 @@ class FeatureTable:
         x = frozen_features(body, loader, BatchSpec(padded // 2, padded % 2 == 1, None))
         if self.values is None:
             self.values = x.new_empty(len(self.filled), *x.shape[1:])
-        self.values[variants.to(x.device)] = x[:len(variants)]
+        self.values[on_device(variants, x.device)] = x[:len(variants)]
         self.filled[variants] = True
 
     def __getitem__(self, spec: BatchSpec) -> torch.Tensor: # n x F
-        return self.values[(2 * spec.index + spec.flip).to(self.values.device)]
+        return self.values[on_device(2 * spec.index + spec.flip, self.values.device)]
 
 # %% ../../nbs/engine/features.ipynb #63c11582
 class FeatureCache:
@@ -57,13 +57,15 @@ class FeatureCache:
         "Return the table of a loader; it is a new, empty one if anything has changed."
         key = self.cache_key(body, loader, weights)
         if self.tables.get(id(loader), ('', None, None))[0] != key:
-            self.tables[id(loader)] = key, FeatureTable(loader), loader # keeps the loader alive
+            same = [table for known, table, _ in self.tables.values() if known == key]
+            table = same[0] if same else FeatureTable(loader) # another learner's loader is as good
+            self.tables[id(loader)] = key, table, loader # keeps the loader alive
         return self.tables[id(loader)][1]
 
     def cache_key(self, body: nn.Module, loader: SpecLoader, weights: str) -> str:
         "Return a text that changes when weights, precision or pictures change."
         first = BatchSpec(torch.tensor([0]), torch.tensor([False]), None)
-        return ' '.join([weights, loader.pictures_key(),
+        return ' '.join([weights, loader.pictures_key(), str(loader.batch_size),
                          checksum({'features': frozen_features(body, loader, first)})])
 
     def clear(self) -> None:
@@ -73,7 +75,8 @@ class FeatureCache:
 # %% ../../nbs/engine/features.ipynb #26e56782
 class FeatureLoader:
     "Batches of a frozen body's features; each picture, and its mirror image, passes the body once."
-    def __init__(self, loader: SpecLoader, body: nn.Module, table: FeatureTable):
+    def __init__(self, loader: SpecLoader, body: nn.Module,
+                 table: FeatureTable | None): # None: for pictures that are always new
         self.loader, self.body, self.table = loader, body, table
         self.files, self.latest = loader.files, None # for messages: the batch given last
 
@@ -81,16 +84,26 @@ class FeatureLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        specs, ahead = self.loader.specs(), deque()
+        if self.loader.always_new:
+            yield from self.not_kept()
+            return
+        specs, ahead = self.loader.ahead(self.loader.specs()), deque()
         while spec := (ahead.popleft() if ahead else next(specs, None)):
             x = self.features(spec, specs, ahead)
             self.latest = spec
-            yield x, self.loader.labels[spec.index].to(x.device)
+            yield x, on_device(self.loader.labels[spec.index], x.device)
+
+    @torch.no_grad()
+    def not_kept(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # (n x F, labels)
+        "Yield the features of batches that are others in each epoch."
+        for x, y in self.loader:
+            self.latest = self.loader.latest
+            with modes_kept(self.body):
+                x = self.body.eval()(x)
+            yield x, y
 
     def features(self, spec: BatchSpec, specs: Iterator, ahead: deque) -> torch.Tensor: # n x F
         "Return the features of `spec`; pictures of the next specs fill the body's batches up."
-        if spec.crop is not None:
-            return frozen_features(self.body, self.loader, spec)
         table = self.table
         while len(missing := table.not_cached(spec)):
             missing = torch.cat([missing, *map(table.not_cached, ahead)])
@@ -120,5 +133,7 @@ def cache_features(model: nn.Module, # `nn.Sequential(body, head)`
         return model, dls
     body, head = model
     weights = checksum(body.state_dict()) # once for both loaders
-    return head, Loaders(*(FeatureLoader(loader, body, cache.table(body, loader, weights))
-                           for loader in (dls.train, dls.valid)))
+    tables = [None if loader.always_new else cache.table(body, loader, weights)
+              for loader in (dls.train, dls.valid)]
+    return head, Loaders(FeatureLoader(dls.train, body, tables[0]),
+                         FeatureLoader(dls.valid, body, tables[1]))

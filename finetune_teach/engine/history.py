@@ -169,7 +169,7 @@ def mark_phases(ax, recorder: Recorder) -> None:
     for phase in recorder.phases:
         ax.axvline(phase.start, color='grey', ls='--', lw=0.8)
         ax.text(phase.start, 0.98, f' {phase.name}', transform=ax.get_xaxis_transform(), va='top',
-                color='grey', fontsize=8)
+                color='grey', fontsize=9)
 
 def plot_loss(recorder: Recorder, ax=None):
     "Draw training loss per step and validation loss per epoch; return the axes."

@@ -8,7 +8,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ImageLoader', 'ImageLoaders', 'Unre
 # %% ../../nbs/engine/loaders.ipynb #aad9c7d6
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +17,16 @@ from .augmentation import augment, draw_specs
 from .batches import BatchSpec, SpecLoader
 from .labels import tell_classes
 from .matching import match_sets
-from .messages import printable, warn
-from .modules import checksum
-from .picture_checks import duplicates, same_places
+from .messages import check, warn
+from .modules import checksum, on_device
+from .picture_checks import same_places
 from .plots import show_pictures
+from .random_state import keep_random_state
 from .rare_classes import oversampled_order
 from .store import PictureStore, Preparation, StoredPictures, unreadable
+from .transforms import (
+    NEW_EACH_EPOCH, batch_titles, check_transforms, transform_pictures)
+from .workers import in_workers, workers_note
 
 # %% ../../nbs/engine/loaders.ipynb #816d1087
 IMAGENET_MEAN = 0.485, 0.456, 0.406  # of red, green and blue over all of ImageNet, on a scale 0..1
@@ -45,6 +49,10 @@ class ImageLoader(SpecLoader):
     classes: list | None = None   # names: label 0 is the first
     requested: dict | None = None # what the user asked for of what a network may set, by name
     oversample: bool = False      # in a shuffled epoch, does each class come equally often?
+    transform: Callable | None = None # of each picture, uint8 3 x S x S: `engine.transforms`
+    batch_transform: Callable | None = None # of x and y
+    input_size: int | None = None # of pictures that `transform` gets, in pixels; None: S
+    num_workers: int = 0          # processes that make batches; 0: this one does
 
     def __post_init__(self):
         n, n_labels, n_files = map(len, (self.pictures, self.labels, self.files or self.labels))
@@ -72,23 +80,56 @@ class ImageLoader(SpecLoader):
         return f'ImageLoader: {n} pictures of {width} x {height}, batches of {self.batch_size}'
 
     @property
-    def random_crops(self) -> bool:
-        "Do specs have crops?"
-        return self.min_scale < 1
+    def always_new(self) -> bool:
+        "Are pictures others in each epoch, but for being mirrored, or come from workers?"
+        transforms = self.transform, self.batch_transform
+        return (self.min_scale < 1 or any(t is not None for t in transforms)
+                or self.num_workers > 0)
 
     def specs(self) -> Iterator[BatchSpec]:
         "Draw the specs of an epoch, from torch's global random generator."
         order = oversampled_order(self.labels) if self.shuffle and self.oversample else None
         return draw_specs(len(self.labels), len(self), self.shuffle, self.flip, self.min_scale,
-                          order)
+                          order, seeds=self.transform is not None)
 
-    def load(self, spec: BatchSpec) -> torch.Tensor:  # float32 n x 3 x S x S
-        "Make the batch that `spec` describes."
-        x = self.pictures.index_select(0, spec.index)
-        if self.device.type == 'cuda':
-            x = x.pin_memory()  # lets the copy run beside other work
-        x = augment(x.to(self.device, non_blocking=True), spec)
+    @property
+    def source(self) -> torch.Tensor | StoredPictures:
+        "What an epoch's batches are made of: larger pictures, if the transform wants them."
+        larger = self.transform is not None and self.input_size
+        return self.pictures.prepared(size=self.input_size) if larger else self.pictures
+
+    def ahead(self, specs: Iterable[BatchSpec]) -> Iterator[BatchSpec]:
+        "Yield specs; threads decode the pictures of the next ones meanwhile."
+        specs = list(specs)
+        if not self.stored or not specs:
+            yield from specs
+            return
+        for _, spec in zip(self.source.ahead([spec.index for spec in specs]), specs):
+            yield spec
+
+    def pick(self, spec: BatchSpec) -> torch.Tensor:  # uint8 n x 3 x S x S
+        "Fetch the pictures of `spec`, and transform them."
+        if spec.seeds is None:
+            return self.pictures.index_select(0, spec.index)
+        pictures = self.source.index_select(0, spec.index)
+        return transform_pictures(self.transform, pictures, spec.seeds, self.size)
+
+    def load(self, spec: BatchSpec, picked=None) -> torch.Tensor:  # float32 n x 3 x S x S
+        "Make the batch that `spec` describes; `picked` are its pictures, if a worker has them."
+        x = self.pick(spec) if picked is None else picked
+        x = augment(on_device(x, self.device), spec)
         return x.sub_(self.shift).div_(self.scale)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # (x, y)
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        specs = list(self.specs())
+        if self.stored:
+            self.source.begin_workers()
+        for spec, picked in zip(specs, in_workers(self.pick, specs, self.num_workers)):
+            self.latest = spec
+            yield self.batch(spec, picked)
 
     def pictures_key(self) -> str:
         "Return text that changes when pixels, size or normalisation of the pictures change."
@@ -109,6 +150,11 @@ class ImageLoader(SpecLoader):
                        std=new['std'] or self.std, device=device or self.device)
 
 # %% ../../nbs/engine/loaders.ipynb #d12b77fb
+def _check_workers(num_workers) -> None:
+    "Raise ValueError for what is no number of processes."
+    sound = isinstance(num_workers, int) and not isinstance(num_workers, bool) and num_workers >= 0
+    check(sound, 'num_workers', num_workers, 'a whole number, 0 or more')
+
 class ImageLoaders:
     "Training and validation pictures with their classes; made by `image_folders` and its like."
     def __init__(self,
@@ -118,19 +164,19 @@ class ImageLoaders:
                  skipped=(),          # (path, reason) of files left out
                  size=None,           # these: what the user asked for; None: left open
                  mean=None, std=None,
-                 where: str | None = None,  # what to call the files in a warning of duplicates
+                 doubts: Sequence[Callable] = (), # give a warning, or None: asked once
                  resize=None, value_range=None, # as `size`
                  test: SpecLoader | None = None, # for the very end: not used in training
                  unlabelled=(),       # files without a class, to predict
                  note: str = ''):     # for `repr`: what is unusual
         self.train, self.valid, self.classes, self.skipped = train, valid, classes, list(skipped)
-        self.test, self.unlabelled, self.note, self.where = test, list(unlabelled), note, where
+        self.test, self.unlabelled, self.note, self.doubts = test, list(unlabelled), note, doubts
         self.requested = dict(size=size, mean=mean, std=std, resize=resize,
                               value_range=value_range)
         for loader in filter(None, (train, valid, test)):
             loader.classes = classes
         if len(train.labels) + len(valid.labels) <= 2000:  # more take a while: see below
-            self.compare_files()
+            self.tell_doubts()
 
     size = property(lambda self: self.train.pictures.shape[-1])
     resize = property(lambda self: self.train.resize)
@@ -147,17 +193,43 @@ class ImageLoaders:
         parts = f'{n} training and {n_valid} validation' if self.test is None else \
             f'{n} training, {n_valid} validation and {len(self.test.labels)} test'
         return (f'ImageLoaders: {parts} pictures of {size} x {size}, {tell_classes(self.classes)}, '
-                f'batches of {self.train.batch_size}' + (f'; {self.note}' if self.note else ''))
+                + '; '.join(filter(None, [f'batches of {self.train.batch_size}', self.note,
+                                          self.told_of_cache()])))
+
+    def told_of_cache(self) -> str | None:
+        "Return why features of a frozen body are not cached."
+        if self.train.num_workers:
+            return workers_note(self.train.num_workers)
+        return NEW_EACH_EPOCH if self.train.always_new else None
 
     def show_batch(self, n: int = 12):  # pictures to show
         "Show what the next epoch begins with; returns matplotlib's axes."
-        with torch.random.fork_rng(devices=[]):  # looking must not change the training
-            index, flip, crop = zip(*self.train.specs())
-        crop = None if crop[0] is None else torch.cat(crop)[:n]
-        spec = BatchSpec(torch.cat(index)[:n], torch.cat(flip)[:n], crop)
+        with keep_random_state():  # looking must not change the training
+            parts = zip(*self.train.specs())
+            spec = BatchSpec(*(None if p[0] is None else torch.cat(p)[:n] for p in parts))
+            x, y = self.train.batch(spec)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        titles = [printable(self.classes[i]) for i in self.train.labels[spec.index]]
-        return show_pictures(self.train.load(spec).cpu() * std + mean, titles)
+        return show_pictures(x.cpu() * std + mean, batch_titles(y, self.classes))
+
+    def with_transforms(self, picture: Callable | None = None, # of each training picture
+                        batch: Callable | None = None,         # of x and y, such as `v2.MixUp`
+                        input_size: int | None = None # of what `picture` gets; None: as all
+                       ) -> 'ImageLoaders':
+        "Return a copy whose training pictures are transformed: see `engine.transforms`."
+        check_transforms(picture, batch, input_size, self.train.stored)
+        dls = copy.copy(self)
+        dls.train = replace(self.train, transform=picture, batch_transform=batch,
+                            input_size=input_size)
+        return dls
+
+    def with_workers(self, num_workers: int # processes for each part
+                    ) -> 'ImageLoaders':
+        "Return a copy whose batches are made in worker processes: see `engine.workers`."
+        _check_workers(num_workers)
+        dls = copy.copy(self)
+        for name in ('train', 'valid', *(['test'] if self.test else [])):
+            setattr(dls, name, replace(getattr(self, name), num_workers=num_workers))
+        return dls
 
     def duplicates(self) -> list[tuple]: # (validation picture, training picture): files or places
         """Return validation pictures that are training pictures as well.
@@ -169,11 +241,11 @@ class ImageLoaders:
         return [(self.valid.files[j], self.train.files[i]) if self.files else (j, i)
                 for j, i in places]
 
-    def compare_files(self) -> None:
-        "Warn, once, if files for validation are training files as well."
-        where, self.where = self.where, None
-        warn(where and duplicates(self.train, self.valid, where))
-        warn(where and self.test and duplicates(self.train, self.test, where, 'test'))
+    def tell_doubts(self) -> None:
+        "Warn, once, of what is odd about the files: the same in both parts, or names in series."
+        doubts, self.doubts = self.doubts, ()
+        for doubt in doubts:
+            warn(doubt())
 
     def with_classes(self, classes: list | None) -> 'ImageLoaders': # of a model; None: unknown
         "Return a copy whose labels are places in `classes`; a `ValueError` names unknown ones."
@@ -186,7 +258,7 @@ class ImageLoaders:
     def with_preprocessing(self, size=None, mean=None, std=None, device=None, resize=None,
                            value_range=None) -> 'ImageLoaders':
         "Return a copy that suits a network: sets what the user left open, shares the pictures."
-        self.compare_files()  # if there are many, now is the time: decoding them takes much longer
+        self.tell_doubts()  # if there are many, now is the time: decoding them takes much longer
         wanted = dict(size=size, mean=mean, std=std, resize=resize, value_range=value_range)
         new = {k: v if self.requested[k] is None else self.requested[k]
                for k, v in wanted.items()}
@@ -213,6 +285,22 @@ class UnreadLoaders(ImageLoaders):
         if name.startswith('_'):
             raise AttributeError(name)
         return getattr(self.read(64), name)
+
+    def with_transforms(self, picture: Callable | None = None, batch: Callable | None = None,
+                        input_size: int | None = None) -> 'UnreadLoaders':
+        "Return a copy whose training pictures will be transformed."
+        check_transforms(picture, batch, input_size, stored=True)
+        make, store, how = self.listing
+        return UnreadLoaders(lambda *found: make(*found).with_transforms(picture, batch,
+                                                                         input_size),
+                             store, self.classes, how)
+
+    def with_workers(self, num_workers: int) -> 'UnreadLoaders':
+        "Return a copy whose batches will be made in worker processes."
+        _check_workers(num_workers)
+        make, store, how = self.listing
+        return UnreadLoaders(lambda *found: make(*found).with_workers(num_workers), store,
+                             self.classes, how)
 
     def read(self, size: int, resize=None, value_range=None) -> ImageLoaders:
         "Decode all pictures, and become the loaders of those that can be read."

@@ -8,6 +8,7 @@ __all__ = ['MAX_SIZE', 'check_options', 'listed', 'rare_classes', 'check_classes
 
 # %% ../../nbs/engine/picture_checks.ipynb #1ca7fe5f
 import os
+import stat
 import textwrap
 import unicodedata
 from collections import Counter, defaultdict
@@ -161,7 +162,13 @@ def same_pictures(train, # uint8 N x 3 x S x S
 
 def _lengths(files: list[Path]) -> list[int | None]:
     "Return the length of each file in bytes; None for what is no file."
-    return [os.path.getsize(file) if os.path.isfile(file) else None for file in files]
+    def length(file):
+        try:
+            about = os.stat(file)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            return None
+        return about.st_size if stat.S_ISREG(about.st_mode) else None
+    return [length(file) for file in files]
 
 def _content(file: Path) -> bytes | Path:
     "Return a hash of what is in a file; of one that cannot be read, something like no other."

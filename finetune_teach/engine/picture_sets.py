@@ -8,6 +8,7 @@ __all__ = ['picture_loaders', 'labelled_files', 'labelled_pictures']
 # %% ../../nbs/engine/picture_sets.ipynb #081fa54a
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -19,12 +20,14 @@ from .loaders import (
     IMAGENET_MEAN, IMAGENET_STD, ImageLoader, ImageLoaders, UnreadLoaders)
 from .matching import match, unknown_classes
 from .messages import printable, short, warn
-from .picture_checks import (
-    check_classes, check_options, class_imbalance, gap_names, rare_classes, similar_class_names)
+from finetune_teach.engine.picture_checks import (
+    check_classes, check_options, class_imbalance, duplicates, gap_names, rare_classes,
+    similar_class_names)
 from finetune_teach.engine.splits import (
     TEST, TRAIN, VALID, check_groups, group_split, part_named, random_split, series_warning,
     told_groups, told_valid)
 from .store import PictureStore, Preparation, StoredPictures
+from .transforms import without_transforms
 
 # %% ../../nbs/engine/picture_sets.ipynb #pse00001
 @dataclass
@@ -63,10 +66,8 @@ class _Asked:
 
     def split(self, places: torch.Tensor, labels: list[str]) -> torch.Tensor:  # bool N
         "Choose validation pictures at random."
-        files = [self.store.files[i] for i in places.tolist()]
         (classes, y), (valid_pct, seed) = number_classes(labels), self.chance
         if self.groups is None:
-            warn(series_warning(files, labels, self.where))
             return random_split(y, valid_pct, seed)
         groups = [self.groups[i] for i in places.tolist()]
         is_valid = group_split(y, groups, valid_pct, seed, classes, self.where, self.rare[1])
@@ -81,7 +82,8 @@ class _Asked:
         self.check(places)
         places, labels, parts, text = self.some(places)
         warn(text)
-        parts = self.split(places, labels).long() if parts is None else torch.tensor(parts)
+        by_chance = parts is None
+        parts = self.split(places, labels).long() if by_chance else torch.tensor(parts)
         classes, y = number_classes(labels)
         for doubt in (similar_class_names, gap_names, class_imbalance):
             warn(doubt(labels, self.where))
@@ -93,10 +95,17 @@ class _Asked:
                                mean=self.mean or IMAGENET_MEAN, std=self.std or IMAGENET_STD,
                                files=[self.store.files[i] for i in at.tolist()],
                                requested=how._asdict() | dict(mean=self.mean, std=self.std), **more)
-        return ImageLoaders(loader(TRAIN, **self.augmentation), loader(VALID), classes, skipped,
-                            self.how.size, self.mean, self.std, self.where, self.how.resize,
-                            self.how.value_range,
-                            test=loader(TEST) if (parts == TEST).any() else None, **self.about)
+        train, valid = loader(TRAIN, **self.augmentation), loader(VALID)
+        test, where = loader(TEST) if (parts == TEST).any() else None, self.where
+        files, doubts = [self.store.files[i] for i in places.tolist()], []
+        if by_chance and self.groups is None:
+            doubts.append(partial(series_warning, files, labels, where))
+        doubts.append(partial(duplicates, train, valid, where))
+        if test:
+            doubts.append(partial(duplicates, train, test, where, 'test'))
+        return ImageLoaders(train, valid, classes, skipped, self.how.size, self.mean, self.std,
+                            doubts, self.how.resize, self.how.value_range, test=test,
+                            **self.about)
 
 # %% ../../nbs/engine/picture_sets.ipynb #327b5e6d
 def picture_loaders(files: list,               # paths
@@ -177,7 +186,7 @@ def labelled_pictures(pictures,          # a folder, or a loader of any kind
         raise ValueError(f'{short(pictures)} holds several sets of pictures: give one of them, '
                          'for instance .valid, or the folder itself.')
     if not isinstance(pictures, (str, os.PathLike)):
-        return match(pictures, description, device)
+        return match(without_transforms(pictures), description, device)
     check_preprocessing(description, 'this model')
     classes = description['classes']
     files, labels = labelled_files(pictures, classes)

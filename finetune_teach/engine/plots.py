@@ -68,5 +68,5 @@ def show_pictures(pictures,             # N x 3 x H x W or a list; uint8, or flo
         row, col = divmod(i, cols)
         x, y = gap + col * (width + gap), row * (height + top + gap) + top * .8
         lines = '\n'.join(map(printable, str(title).split('\n')))
-        axes.text(x, y, lines, fontsize=7, parse_math=False)
+        axes.text(x, y, lines, fontsize=9, parse_math=False)
     return axes

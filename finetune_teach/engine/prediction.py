@@ -9,7 +9,7 @@ __all__ = ['prepare_picture', 'files_in', 'Prediction', 'PredictionRow', 'Predic
 import csv
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from .folders import existing_folder, files_under, search_progress
 from .messages import check, is_whole, printable, warn
 from .modules import device_of, modes_kept
 from .store import unreadable
+from .tta import with_tta
 
 # %% ../../nbs/engine/prediction.ipynb #pred0011
 _CHANNELS = 1, 3, 4  # grey, coloured, coloured with transparency
@@ -295,13 +296,15 @@ def predict(model: nn.Module,   # pictures N x 3 x S x S to logits N x C; its mo
             batch_size: int = 64,    # so many pictures are computed at once
             on_error: str = 'raise', # of many: 'skip' leaves unreadable ones out, with a warning
             show: bool = True,       # of many: a bar appears after two seconds
-            max_pixels: int | None = None # of a file, at most; None: `PIL.Image.MAX_IMAGE_PIXELS`
+            max_pixels: int | None = None, # of a file, at most; None: `PIL.Image.MAX_IMAGE_PIXELS`
+            tta: bool | Sequence[Callable] = False # mean over the mirror image, too, or over views
            ) -> Prediction | Predictions:
     "Class and probabilities of pictures, prepared as those of the training were."
     check(is_whole(batch_size), 'batch_size', batch_size, 'a whole number above 0')
     check(on_error in ('raise', 'skip'), 'on_error', on_error, "'raise' or 'skip'")
     check_preprocessing(description, 'this model')
     description = {**description, 'max_pixels': max_pixels}
+    model = with_tta(model, tta)
     many = _listed(image, description)
     with modes_kept(model):
         model.eval()

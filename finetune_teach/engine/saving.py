@@ -171,7 +171,7 @@ def _class_difference(here: Sequence, there: Sequence) -> str:
 def check_same(saved: SavedModel, description: dict) -> None:
     "Raise a `ValueError` for another network or other classes; warn of another preprocessing."
     there = saved.description
-    for key in ('arch', 'classes'):
+    for key in ('arch', 'classes', 'groups'):
         if there.get(key) != description.get(key):
             lists = all(isinstance(d.get(key), list) for d in (there, description))
             how = (_class_difference(description[key], there[key]) if lists else

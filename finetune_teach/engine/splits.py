@@ -175,16 +175,20 @@ _ENDINGS = (r'_\d+', r'-\d+', r' \d+', r'\.\d+', r' ?\(\d+\)', r'_[A-Za-z]', r'-
             r'[A-Za-z]', '_' + _WORDS, '-' + _WORDS, ' ' + _WORDS)
 _CLASSES = re.compile(r'n\d{8}_\d+|(19|20)\d\d_\d+|\d{3}_\d{4}')  # ImageNet, VOC, cameras' folders
 
-def _series_of(groups: list, files: list[Path], labels: list[str], most: int) -> list[list[str]]:
+def _series_of(groups: list, places: list[tuple], # folder and name of each file
+               labels: list[str], most: int) -> list[list[str]]:
     "Return names that share a group, class and folder, if they are so many that it is no chance."
+    keys = [group and (group, label, folder)
+            for group, (folder, _), label in zip(groups, places, labels)]
+    sizes = {key: n for key, n in Counter(filter(None, keys)).items() if n > 1}
+    n, counts = sum(sizes.values()), Counter(label for _, label, _ in sizes)
+    if n < .3 * len(places) or n > most * len(sizes) or max(counts.values(), default=0) < 3:
+        return []
     found = defaultdict(list)
-    for group, path, label in zip(groups, files, labels):
-        if group:
-            found[group, label, path.parent].append(path.name)
-    several = {key: names for key, names in found.items() if len(names) > 1}
-    n, counts = sum(map(len, several.values())), Counter(label for _, label, _ in several)
-    usual = n >= .3 * len(files) and n <= most * len(several)
-    return list(several.values()) if usual and max(counts.values(), default=0) > 2 else []
+    for key, (_, name) in zip(keys, places):
+        if key in sizes:
+            found[key].append(name)
+    return list(found.values())
 
 def _find(pattern: str, names: list[str]) -> list[str | None]:
     "Return what the one group of a pattern finds in each name."
@@ -193,40 +197,42 @@ def _find(pattern: str, names: list[str]) -> list[str | None]:
 
 def name_series(files: list[Path], labels: list[str]) -> tuple[list[str], str] | None:
     "Return names that look like a series, and the `groups=` to write; None: nothing of the kind."
-    names, always = [path.name for path in files], 10**9
+    places, always = [os.path.split(path) for path in files], 10**9
+    names = [name for _, name in places]
     things = re.compile(_THINGS).search
     found = [match and match['thing'] for match in map(things, names)]
-    if series := _series_of(found, files, labels, always):
+    if series := _series_of(found, places, labels, always):
         first = next(thing for thing in found if thing)
         pattern = re.sub(r'\d+$', r'\\d+', first)
-        whole = None in found or len(_series_of(_find(f'({pattern})', names), files, labels,
+        whole = None in found or len(_series_of(_find(f'({pattern})', names), places, labels,
                                                 always)) < len(series)
         return series[0], repr(f'(?i)^(.*?{pattern}|.+)' if whole else f'({pattern})')
     roboflow = r'^(.+)\.rf\.'  # the name of a picture before it was changed at random
     if None not in (found := _find(roboflow, names)) and (
-            series := _series_of(found, files, labels, always)):
+            series := _series_of(found, places, labels, always)):
         return series[0], repr(roboflow)
     plain = ['' if _CLASSES.match(name) else name for name in names]
     for ending in _ENDINGS:
         pattern = rf'^(.*?\d.*?|.+?)(?:{ending})?\.\w+$'
         if ending == r'[A-Za-z]':  # right after a digit
             pattern = r'^(.*?\d|.+?)(?:(?<=\d)[A-Za-z])?\.\w+$'
-        if series := _series_of(_find(pattern, plain), files, labels, 50):
+        if series := _series_of(_find(pattern, plain), places, labels, 50):
             words = _find(rf'[_ -]({_WORDS})\.\w+$', names) if _WORDS in ending else []
             words = {re.sub(r'\d+', r'\\d+', word) for word in words if word}
             short = f'(?:{"|".join(sorted(words))})'
             simple, pattern = (p.replace(_WORDS, short) for p in (rf'(.+){ending}\.', pattern))
             same = _find(simple, names) == _find(pattern, names)
             return series[0], repr(simple if same else pattern)
-    return _folder_series(files, labels)
+    return _folder_series(places, labels)
 
-def _folder_series(files: list[Path], labels: list[str]) -> tuple[list[str], str] | None:
+def _folder_series(places: list[tuple], labels: list[str]) -> tuple[list[str], str] | None:
     "Return the same for numbered folders in the folder of a class, as patient12."
-    numbered = [None if path.parent.name == label or not re.search(r'\d', path.parent.name) or
-                re.fullmatch(r'n\d{8}', path.parent.name) else str(path.parent)
-                for path, label in zip(files, labels)]
-    series = _series_of(numbered, files, labels, 500)
-    first = next((path.parent.name for path in files if series and path.name == series[0][0]), '')
+    last = {folder: os.path.basename(folder) for folder, _ in places}
+    numbered = [None if last[folder] == label or not re.search(r'\d', last[folder]) or
+                re.fullmatch(r'n\d{8}', last[folder]) else folder
+                for (folder, _), label in zip(places, labels)]
+    series = _series_of(numbered, places, labels, 500)
+    first = next((last[folder] for folder, name in places if series and name == series[0][0]), '')
     return ([f'{first}{os.sep}{name}' for name in series[0]],
             'lambda path: path.parent.name') if series else None
 
@@ -239,8 +245,8 @@ def series_warning(files: list[Path], labels: list[str], where: str) -> str | No
                 ' of them among the training and some among the validation pictures, and then the'
                 f' validation error looks too good. Keep them together with groups={groups}. If'
                 ' they have nothing to do with each other, all is well')
-    frames = [path for path, label in zip(files, labels)
-              if re.search(r'(?i)(^|[^a-z])(frame|frm)s?[\s_-]*\d+\.\w+$', path.name)
+    is_frame = re.compile(r'(?i)(^|[^a-z])(frame|frm)s?[\s_-]*\d+\.\w+$').search
+    frames = [path for path, label in zip(files, labels) if is_frame(path.name)
               and not label.casefold().startswith(('frame', 'frm'))]
     if len(frames) < .3 * len(files) or len(frames) < 10:
         return None

@@ -13,6 +13,7 @@ from numbers import Real
 import torch
 from torch import nn
 
+from .guards import BufferCopies
 from .messages import check, is_whole
 
 # %% ../../nbs/engine/training_steps.ipynb #tst5
@@ -39,7 +40,7 @@ class TrainingStep:
                  optimizer: torch.optim.Optimizer, loss_func: Callable) -> float: # the loss before
         "Ask for the gradients of a batch; if it is the last of its group, move the weights."
         if not self.gathered: # a group begins
-            self.buffers = [b.clone() for b in model.buffers()] if self.accumulate > 1 else None
+            self.buffers = BufferCopies(model) if self.accumulate > 1 else None
             optimizer.zero_grad()
         try:
             loss = loss_func(model(x), y)

@@ -26,15 +26,22 @@ from .downloads import download
 from .drawn_resnet import drawn_resnet
 from .efficientnet_lite import efficientnet_lite0
 from .loaders import IMAGENET_MEAN, IMAGENET_STD
+from .timm_networks import TimmBuilder, TimmWeights
 from .tiny_resnet import TinyResNet_Weights, tiny_resnet
 
 # %% ../../nbs/engine/weights.ipynb #6a47a7a9
 OURS = {f.__name__: f for f in (tiny_resnet, drawn_resnet, efficientnet_lite0)} # not torchvision's
 
 def find_builder(arch: Callable | str) -> Callable:
-    "The function that builds `arch`: itself, torchvision's of that name, or one of ours."
+    "The function that builds `arch`: itself, torchvision's of that name, one of ours or of timm's."
+    if isinstance(network := getattr(arch, '__self__', None), nn.Module):
+        raise ValueError(f'{arch.__name__} is a method of a {type(network).__name__}. Give the '
+                         'network itself: its last layer is thrown away, and all before it is '
+                         'kept, its pooling, too.')
     if callable(arch):
         return arch
+    if str(arch).startswith('timm/'):
+        return TimmBuilder(arch)
     names = [*OURS, *models.list_models(module=models)]
     if arch not in names:
         close = (difflib.get_close_matches(str(arch), names, n=3)
@@ -47,10 +54,12 @@ def find_builder(arch: Callable | str) -> Callable:
 # %% ../../nbs/engine/weights.ipynb #62d44acc
 def find_weights(builder: Callable,                # as `find_builder` returns it
                  weights: WeightsEnum | str | None # 'DEFAULT', an enum member or its name, None
-                ) -> WeightsEnum | None:
+                ) -> WeightsEnum | TimmWeights | None:
     "The pretrained weights meant by `weights`; None means random ones."
     if weights is None:
         return None
+    if isinstance(builder, TimmBuilder):
+        return builder.find_weights(weights)
     name = getattr(builder, '__name__', str(builder))
     try:
         choices = get_model_weights(builder)
@@ -115,7 +124,7 @@ def load_network(arch: Callable | str | nn.Module,         # builder, its name, 
     if weights is None:
         takes_weights = 'weights' in inspect.signature(builder).parameters
         return builder(weights=None) if takes_weights else builder()
-    if type(weights).get_state_dict is WeightsEnum.get_state_dict: # ours come with the package
+    if getattr(type(weights), 'get_state_dict', 0) is WeightsEnum.get_state_dict: # torchvision's
         _refuse_code(weights, fetch_weights(weights))
     return builder(weights=weights)
 
@@ -126,19 +135,38 @@ class Preprocessing(NamedTuple):
     mean: tuple  # of red, green and blue, with 1.0 the brightest
     std: tuple
 
+def _of_processor(path: str # of a network of transformers: a folder, or a name in the cache
+                 ) -> dict:
+    "Return what the image processor says that lies beside the network."
+    from transformers import AutoImageProcessor
+    try:
+        about = AutoImageProcessor.from_pretrained(path, local_files_only=True).to_dict()
+    except (OSError, ValueError): # there is none
+        return {}
+    sides = about.get('crop_size' if about.get('do_center_crop') else 'size') or {}
+    found = {'size': next(iter(sides.values()), None)}
+    if about.get('do_rescale') and abs(about['rescale_factor'] * 255 - 1) < 1e-3:
+        scaled = about.get('do_normalize')
+        found |= {'mean': about['image_mean'] if scaled else (0, 0, 0),
+                  'std': about['image_std'] if scaled else (1, 1, 1)}
+    return found
+
 def own_preprocessing(network: nn.Module) -> dict: # of 'size', 'mean' and 'std', what it says
     "Return what a ready network says of its pictures: timm's do, transformers' in part."
-    for part in network.modules(): # it may lie inside of another
+    parts, found = [*network.modules()], {} # it may lie inside of another
+    config = next((part.config for part in parts if hasattr(part, 'config')), None)
+    if path := getattr(config, 'name_or_path', ''):
+        found = _of_processor(path)
+    if size := getattr(config, 'image_size', None):
+        found['size'] = size if isinstance(size, int) else tuple(size)[-1]
+    for part in parts:
         about = getattr(part, 'pretrained_cfg', None) or getattr(part, 'default_cfg', None)
         if about:
             about = about if isinstance(about, dict) else vars(about)
             size = (about.get('input_size') or (None,))[-1]
             found = {'size': size, 'mean': about.get('mean'), 'std': about.get('std')}
-            return {key: value for key, value in found.items() if value is not None}
-        size = getattr(getattr(part, 'config', None), 'image_size', None)
-        if size:
-            return {'size': size if isinstance(size, int) else tuple(size)[-1]}
-    return {}
+            break
+    return {key: value for key, value in found.items() if value is not None}
 
 def preprocessing_of(arch: Callable | str | nn.Module, weights: WeightsEnum | str | None
                     ) -> Preprocessing:

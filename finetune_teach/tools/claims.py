@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..engine.calibration import confidences
 from ..engine.features import FeatureCache, Loaders
 from ..engine.history import Recorder
 from ..engine.loaders import ImageLoader, ImageLoaders
@@ -35,7 +36,7 @@ from ..fine_tuning import fine_tune
 from ..freezing import freeze, group_distances, unfreeze
 from ..lr_finder import lr_find, rate_text
 from ..one_cycle import fit_one_cycle
-from ..overfitting import best_epoch, confidences
+from ..overfitting import best_epoch
 from ..pictures import drawn_pets
 from ..pretrained_body import (
     centroid_accuracy, create_body, get_features, linear_probe)

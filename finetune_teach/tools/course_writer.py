@@ -43,10 +43,10 @@ def course_notebook(path: Path,           # a notebook as it is developed
     "The notebook as a class gets it."
     notebook = json.loads(path.read_text('utf-8'))
     notebook['cells'] = course_cells(notebook['cells'], home=path.stem == 'index')
-    folded = re.compile(r'\s*<details><summary>Answer.*?</details>', re.DOTALL)
+    if not answers: # of `tools.answers`
+        notebook['cells'] = [cell for cell in notebook['cells']
+                             if not ''.join(cell['source']).startswith('with answer(')]
     for cell in notebook['cells']:
-        if cell['cell_type'] == 'markdown' and not answers:
-            cell['source'] = folded.sub('', cell['source'])
         if cell['cell_type'] == 'code' and not outputs:
             cell.update(execution_count=None, outputs=[])
     return json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
@@ -62,7 +62,8 @@ def notebooks_folder() -> Path:
                             'install finetune_teach again.')
 
 # %% ../../nbs/tools/course_writer.ipynb #9c2feef1
-_PAGES = re.compile(r'(index|glossary|[0-9]{2}_\w+|(engine|tools)/[a-z]\w*)\.ipynb')
+_PAGES = re.compile(r'(index|glossary|functions|reading|teaching|words'
+                    r'|[0-9]{2}_\w+|(engine|tools)/[a-z]\w*)\.ipynb')
 
 def course(outputs: bool = True, # keep the outputs
            answers: bool = True  # keep the folded answers of the exercises

@@ -15,8 +15,9 @@ from torch import nn
 
 from .. import freezing
 from ..engine.description import (
-    check_arguments, check_body, check_description, check_end, describe, describe_pictures)
+    check_arguments, check_body, check_description, describe, describe_pictures)
 from ..engine.distributed import default_device
+from ..engine.given_groups import give_groups
 from ..engine.messages import short, warn
 from ..engine.metrics import auc, balanced_accuracy, f1_macro, top_k_accuracy
 from ..engine.random_state import seeded
@@ -26,7 +27,7 @@ from ..engine.settings import restore_settings
 from ..engine.tiny_resnet import tiny_resnet
 from ..engine.weights import find_builder, own_preprocessing, preprocessing_of
 from ..fine_tuning import Learner
-from ..pretrained_body import create_body, last_layer
+from ..pretrained_body import create_body
 from ..random_head import check_head, create_head
 from ..training_loop import accuracy, create_optimizer, error_rate, train_step
 
@@ -35,6 +36,8 @@ def vision_learner(dls,                      # `ImageLoaders`
                    arch: Callable | str | nn.Module = tiny_resnet, # builder, name, or ready network
                    *,
                    weights='DEFAULT',        # a weights enum or its name; None: random weights
+                   cut: str | Sequence[str] | None = None, # last layer's name, or 'none'
+                   groups: Sequence | Callable | None = None, # of layers (`give_groups`)
                    head: nn.Module | None = None, # takes N x F, gives N x C; default `create_head`
                    hidden: tuple[int, ...] = (512,), # widths of the default head's hidden layers
                    dropout: float = 0.5,     # of the default head
@@ -51,19 +54,21 @@ def vision_learner(dls,                      # `ImageLoaders`
     dls = _prepare_pictures(dls, arch, weights, device or default_device())
     kwargs = loss_options(dls, class_weights, label_smoothing, kwargs)
     own = head
+    x = next(iter(dls.valid))[0][:2].cpu()
     with seeded(seed):
-        body = create_body(arch, weights)
+        body = create_body(arch, weights, cut, x)
         n_features, n_classes = body.num_features, len(describe_pictures(dls)['classes'])
         head = create_head(n_features, n_classes, hidden, dropout) if own is None else own
     default_head = (hidden, dropout) if own is None else None
     description = describe(dls, arch, weights, default_head, precision)
+    description |= {} if cut is None else {'cut': cut}
     check_head(head, n_features, n_classes)
-    x = next(iter(dls.valid))[0][:2].cpu()
-    if isinstance(arch, nn.Module):
-        check_end(arch, last_layer(arch)[1], x)
     check_body(body, x, description)
-    learn = Learner(dls, nn.Sequential(body, head), metrics=metrics, seed=seed, device=device,
-                    precision=precision, description=description, **kwargs)
+    model = nn.Sequential(body, head)
+    if groups is not None:
+        description['groups'] = give_groups(model, groups).group_names
+    learn = Learner(dls, model, metrics=metrics, seed=seed, device=device, precision=precision,
+                    description=description, **kwargs)
     learn.freeze_to(0 if weights is None else -1)
     return learn
 
@@ -79,10 +84,13 @@ def _prepare_pictures(dls, arch, weights, device):
         said = own_preprocessing(arch)
         assumed = [f'{key}={getattr(wants, key)}' for key in wants._fields
                    if key not in said and dls.requested[key] is None]
+        path = getattr(getattr(arch, 'config', None), 'name_or_path', '')
+        hint = path and (f' Or call AutoImageProcessor.from_pretrained({path!r}), which may know '
+                         'it; from then on it is known here, too.')
         warn(assumed and f'{type(arch).__name__} does not say how the pictures looked that it was '
              f'pretrained on. Assumed is what is usual for ImageNet: {", ".join(assumed)}. Give '
              'these to what made the loaders, for instance image_folders(path, size=...), if it '
-             'was otherwise, and also if it was not: then this warning goes away.')
+             'was otherwise, and also if it was not: then this warning goes away.' + hint)
     return dls
 
 # %% ../../nbs/tools/learners.ipynb #becd198f
@@ -109,9 +117,11 @@ def load_learner(name: str | os.PathLike,        # what `Learner.save` or `.expo
         raise ValueError(f'{path} holds a network of your own, {short(about.get("arch"))}: '
                          'build it and pass it as arch=.') from error
     def build():
-        body = create_body(about.get('arch') if arch is None else arch, None)
-        return nn.Sequential(body, head if head is not None else create_head(
+        body = create_body(about.get('arch') if arch is None else arch, None, about.get('cut'))
+        model = nn.Sequential(body, head if head is not None else create_head(
             body.num_features, len(about['classes']), **about['head']))
+        model.group_names = about.get('groups', [])
+        return model
     with torch.device('meta'):
         check_fits(saved, build())
     settings = restore_settings(about.get('settings', {}), KNOWN, settings, path)

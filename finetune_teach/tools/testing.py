@@ -14,13 +14,13 @@ from ..engine.confusion import (
     ClassError, ConfusedPair, class_errors, confusion_matrix, confusion_text, error_text,
     errors_text, most_confused, pairs_text, plot_class_errors, plot_confusion, plot_most_confused)
 from ..engine.messages import printable
+from ..engine.mistakes import Mistake, top_mistakes
 from ..engine.modules import modes_kept
 from ..engine.picture_sets import labelled_pictures
 from ..engine.plots import show_pictures
 from ..engine.precision import with_precision
 from ..engine.table import in_notebook
 from ..fine_tuning import Learner
-from ..overfitting import Mistake, top_mistakes
 from ..training_loop import get_logits
 
 # %% ../../nbs/tools/testing.ipynb #test0012

@@ -20,11 +20,11 @@ class Grey(SpecLoader):
 
 def test_iteration_follows_the_specs_and_remembers_the_latest():
     loader = Grey()
-    assert loader.latest is None and loader.files is None and not loader.random_crops
+    assert loader.latest is None and loader.files is None and not loader.always_new
     for (x, y), spec in zip(loader, loader.specs(), strict=True):
         assert torch.equal(x, loader.load(spec)) and torch.equal(y, loader.labels[spec.index])
         assert torch.equal(loader.latest.index, spec.index)
-    assert BatchSpec._fields == ('index', 'flip', 'crop')
+    assert BatchSpec._fields == ('index', 'flip', 'crop', 'seeds')
 
 
 @pytest.mark.parametrize('name', ['__len__', 'specs', 'load', 'pictures_key'])

@@ -5,15 +5,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision import models
 
 from conftest import small_network
 from finetune_teach.engine.description import (
-    check_body, check_end, check_preprocessing, describe, describe_pictures)
+    check_body, check_preprocessing, describe, describe_pictures)
 from finetune_teach.engine.tiny_resnet import TinyResNet_Weights
-from finetune_teach.pictures import drawn_pets
-from finetune_teach.pretrained_body import last_layer
-from finetune_teach.tools.learners import vision_learner
 from finetune_teach.training_loop import accuracy
 
 
@@ -59,39 +55,3 @@ def test_a_network_that_does_not_end_in_its_last_linear_layer():
     with pytest.raises(ValueError, match=r'mine gives \(2, 5, 1\), not \(2, 5\): its last linear layer is not its end'):
         check_body(body, torch.zeros(2, 3, 8, 8), {'arch': 'mine'})
     assert body.training
-
-
-@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v2', 'convnext_tiny', 'swin_t'])
-def test_a_network_whose_last_layer_was_taken_away(name):
-    "What is the last one now belongs to the body; pictures of another size would not help."
-    network = models.get_model(name, weights=None)
-    setattr(network, {'r': 'fc', 's': 'head'}.get(name[0], 'classifier'), nn.Identity())
-    told = r'does not end in a linear layer.*Learner\(dls, nn.Sequential\(network, create_head\((512|1280|768|F), n_classes'
-    with pytest.raises(ValueError, match=told):
-        vision_learner(drawn_pets(1, 1), network)
-
-
-@pytest.mark.parametrize('name', ['resnet18', 'squeezenet1_1', 'googlenet', 'vgg11'])
-def test_a_network_that_ends_in_its_last_layer(name):
-    network, modes = models.get_model(name, weights=None), []
-    x = torch.rand(2, 3, 64, 64)
-    modes = [m.training for m in network.modules()]
-    check_end(network, last_layer(network)[1], x)
-    assert modes == [m.training for m in network.modules()]
-    assert not any(m._forward_hooks for m in network.modules())
-
-
-def test_two_heads_and_other_ends():
-    class TwoHeads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Linear(12, 5), nn.Linear(12, 5)
-
-        def forward(self, x):
-            return (self.one(x.flatten(1)) + self.two(x.flatten(1))) / 2
-    x = torch.rand(2, 3, 2, 2)
-    softmax = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Softmax(1))
-    for network, layer in ((TwoHeads(), 'two'), (softmax, '1')):
-        with pytest.raises(ValueError, match='does not end in a linear layer'):
-            check_end(network, network.get_submodule(layer), x)
-    check_end(softmax, softmax[1], torch.rand(2, 4, 4, 4)) # pictures that it cannot take: not said here

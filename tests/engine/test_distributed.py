@@ -19,6 +19,7 @@ import json, os
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 from finetune_teach.all import *
 from finetune_teach.engine import store
 from finetune_teach.engine.distributed import by_first_process, share_work, world
@@ -50,6 +51,8 @@ if size > 1:
     found['first'] = checksum(model.state_dict())
 found['small'] = facts(fine_tune(model := small(), dls, 2, seed=0, show=False), model)
 found['plain'] = facts(fine_tune(model := small(), plain(dls), 2, seed=0, show=False), model)
+mixed = dls.with_transforms(v2.RandomRotation(20), v2.MixUp(num_classes=12))
+found['mixed'] = facts(fine_tune(model := small(), mixed, 2, seed=0, show=False), model)
 decoded, load = [], store.load_file
 store.load_file = lambda path, *how: decoded.append(path.name) or load(path, *how)
 vision_learner(image_folders('photos', size=32, batch_size=9), seed=0, device='cpu', show=False).fit_one_cycle(1)
@@ -183,7 +186,7 @@ def test_an_ordinary_process_is_a_world_of_one():
     assert by_first_process(lambda: 'done')() == 'done'
 
 
-@pytest.mark.parametrize('run', ['small', 'plain', 'frozen'])
+@pytest.mark.parametrize('run', ['small', 'plain', 'mixed', 'frozen'])
 def test_two_processes_train_like_one(results, run):
     "To rounding: frozen, and with everything learning where the body has no batch norm."
     alone, together, _, _ = results

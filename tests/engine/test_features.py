@@ -12,6 +12,7 @@ from finetune_teach.freezing import freeze, freeze_to
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.pretrained_body import create_body
 from finetune_teach.random_head import create_head
+from finetune_teach.tools.learners import vision_learner
 from finetune_teach.training_loop import constant, fit, validate
 
 
@@ -224,3 +225,22 @@ def test_a_call_has_a_cache_of_its_own_unless_it_is_given_one(model, pets, fille
     cache.clear()
     assert train(cache=cache) == pictures
     assert (vars(pets.train).keys(), vars(pets.valid).keys()) == before, 'nothing is left on the loaders'
+
+
+def test_another_learner_of_the_same_body_and_pictures_has_the_features_already(monkeypatch):
+    dls = drawn_pets(2, 2, size=32)
+    first, second = (vision_learner(dls, seed=seed, show=False) for seed in range(2))
+    assert first.dls.train is not second.dls.train
+    first.fit_one_cycle(3)
+    second.cache = first.cache
+    monkeypatch.setattr(FeatureTable, 'fill', lambda *_: pytest.fail('computed again'))
+    second.validate()
+    assert len({id(table) for _, table, _ in second.cache.tables.values()}) == 2, 'one for train, one for valid'
+
+
+def test_loaders_of_other_batches_do_not_share(model, pets):
+    cache = FeatureCache()
+    _, (train, _) = cache_features(model, pets, cache)
+    other = copy.copy(pets)
+    other.train = replace(pets.train, batch_size=pets.train.batch_size + 1)
+    assert cache_features(model, other, cache)[1].train.table is not train.table

@@ -275,6 +275,20 @@ def test_what_may_not_be_read(open_folder):
         for path in (pets, pets / 'dog'): os.chmod(path, 0o755)
 
 
+def test_files_are_listed_without_a_look_at_each(tmp_path, monkeypatch):
+    looks, stat = [], os.stat
+    monkeypatch.setattr(os, 'stat', lambda path, **more: (looks.append(path), stat(path, **more))[1])
+    def listed(n):
+        for i in range(n):
+            for name in 'ab':
+                (tmp_path / name).mkdir(exist_ok=True)
+                (tmp_path / name / f'{i}.jpg').touch()
+        looks.clear()
+        assert len(folders.list_class_folders(tmp_path).files) == 2 * n
+        return len(looks)
+    assert listed(1) == listed(200)
+
+
 def test_what_systems_leave_everywhere(pets):
     for name in ('._0.png', '.DS_Store', 'Thumbs.db', 'thumbs.db', 'Desktop.ini', 'Icon\r'):
         (pets / 'cat' / name).write_bytes(b'no picture')

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Batches, everything, same_bits, state
 from finetune_teach.engine.guards import BatchTooLarge, NotFinite, guarded
 from finetune_teach.engine.history import Recorder
+from finetune_teach.engine.training_steps import training_step
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.training_loop import constant, create_optimizer, error_rate, fit, train_step
 
@@ -74,6 +76,73 @@ def test_a_step_that_fails_is_undone(toy, batches, fault, error):
     assert same_bits(before['state'], after['state']) and same_bits(before['memory'], after['memory'])
     assert all(p.grad is None for p in toy.parameters()), 'nothing leaks into the next step'
     assert len(optimizer._optimizer_step_pre_hooks) == hooks
+
+
+class Bank(nn.Module):
+    "Keeps what it saw: a buffer that is another, longer tensor after each step."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('seen', torch.zeros(0, 3))
+
+    def forward(self, x):
+        self.seen = torch.cat([self.seen, x.detach()])
+        return x
+
+
+def test_buffers_that_are_replaced(toy, batches):
+    "Each step goes back to those of its own beginning."
+    model, step = nn.Sequential(toy, Bank()), guarded(train_step)
+    optimizer = create_optimizer(model)
+    for batch in batches.train:
+        step(model, *batch, optimizer, F.cross_entropy)
+    assert len(model[1].seen) == 15
+    model[1].forward = lambda x: setattr(model[1], 'seen', model[1].seen + 1) or x
+    before = state(model)
+    with pytest.raises(NotFinite):
+        step(model, *batches.train[0], optimizer, FAULTS['nan'](model, optimizer, None))
+    assert same_bits(before, state(model))
+
+
+def test_finite_numbers_with_infinite_squares():
+    "A gradient of 1e30 is a finite one."
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-30)
+    guarded(train_step)(model, torch.full((1, 1), 1e30), None, optimizer, lambda logits, _: logits.sum())
+    assert model.weight.grad.item() == pytest.approx(1e30)
+
+
+def test_a_batch_that_is_only_gathered_is_looked_at_and_its_group_forgotten(toy, batches):
+    inner, optimizer = training_step(accumulate=3), create_optimizer(toy)
+    step, before = guarded(inner), state(toy)
+    step(toy, *batches.train[0], optimizer, F.cross_entropy)
+    with pytest.raises(NotFinite, match='the loss'):
+        step(toy, *batches.train[1], optimizer, FAULTS['nan'](toy, optimizer, None))
+    assert not inner.gathered and same_bits(before, state(toy))
+
+
+class Operations(TorchDispatchMode):
+    "Counts what a device is asked for, and how often it is waited for; looking from another side costs nothing."
+    def __enter__(self):
+        self.asked, self.waits = 0, 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.asked += not function.is_view
+        self.waits += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_guarding_a_large_network_costs_no_more_than_a_small_one(batches):
+    "On a GPU each operation costs time, however small it is."
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(20)])
+    optimizer, counts = create_optimizer(model), []
+    for step in train_step, guarded(train_step):
+        step(model, *batches.train[0], optimizer, F.cross_entropy)
+        with Operations() as done:
+            step(model, *batches.train[1], optimizer, F.cross_entropy)
+        counts.append(done)
+    plain, safe = counts
+    assert safe.waits == plain.waits + 1 and safe.asked <= plain.asked + 12
 
 
 def test_a_bad_batch_names_its_pictures(pets, make_learner):

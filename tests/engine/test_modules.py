@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from conftest import small_network
-from finetune_teach.engine.modules import channels_last, checksum, modes_kept
+from finetune_teach.engine.modules import channels_last, checksum, modes_kept, on_device
 
 
 @pytest.mark.parametrize('error', [None, KeyboardInterrupt])
@@ -43,3 +43,14 @@ def test_channels_last_except_with_narrow_strided_convolutions(layer, last):
     assert channels_last(channels_last(net)) is net
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     assert all(p.equal(q) for p, q in zip(before, net.parameters(), strict=True))
+
+
+def test_copies_to_a_gpu_are_from_pinned_memory_and_do_not_wait(monkeypatch):
+    done, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda x: done.append('pinned') or x)
+    monkeypatch.setattr(torch.Tensor, 'to', lambda x, device, non_blocking: done.append((str(device), non_blocking))
+                        or to(x, 'meta'))
+    there = on_device(torch.zeros(2), 'cuda')
+    on_device(there, torch.device('cuda:0'))
+    on_device(torch.zeros(2), 'cpu')
+    assert done == ['pinned', ('cuda', True), ('cuda:0', False), ('cpu', False)]

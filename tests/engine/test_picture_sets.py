@@ -76,3 +76,16 @@ def test_loaders_with_all_parts_can_be_pickled(tmp_path):
         copy = pickle.loads(pickle.dumps(dls))
         assert_same_batches(dls, copy)
         assert copy.test.files == dls.test.files and torch.equal(next(iter(copy.test))[0], next(iter(dls.test))[0])
+
+
+def test_names_in_series_are_told_at_once_or_when_a_network_comes(tmp_path):
+    "Looking for them in many names takes longer than a batch."
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        for i in range(1002): (tmp_path / name / f'patient{i // 6}_{i % 6}.jpg').touch()
+    dls, said = warned(image_folders, tmp_path)
+    assert not said
+    assert any('patient' in text for text in warned(dls.with_preprocessing, 16)[1]) and not warned(dls.with_preprocessing, 16)[1]
+    for path in (tmp_path / 'b').iterdir(): path.unlink()
+    for i in range(900): (tmp_path / 'b' / f'patient{i // 6}_{i % 6}.jpg').touch()
+    assert any('patient' in text for text in warned(image_folders, tmp_path)[1])

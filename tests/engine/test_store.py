@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import wait_until
 from finetune_teach.engine import store as store_module
 from finetune_teach.engine.decoding import load_file, load_picture, number_range
 from finetune_teach.engine.store import PictureStore, Preparation, StoredPictures, _InMemory, _OnDisk
@@ -358,3 +360,111 @@ def test_peak_memory_stays_within_the_budget(tmp_path):
     start, from_disk, in_memory = map(float, done.stdout.split())
     assert from_disk - start < 10 + 15  # the budget, and what a batch and the libraries need
     assert 33 < in_memory - start < 33 + 25  # the bound can fail; and nothing is held twice
+
+
+# ---- decoding ahead ----
+
+@pytest.fixture
+def photos(tmp_path): return make_folder(tmp_path / 'photos', dict(a=300, b=300))
+
+
+@pytest.mark.parametrize('memory', [1, 0])
+def test_the_next_batches_are_decoded_while_one_is_used(photos, decoded, memory):
+    dls = image_folders(photos, size=8, batch_size=32, memory=memory, valid_pct=.1)
+    order = [spec.index for spec in seeded(dls.train)]
+    torch.manual_seed(3)
+    batches = iter(dls.train)
+    next(batches)
+    time.sleep(.1)
+    assert len(decoded) == len(order[0]), 'whoever wants one batch gets one'
+    next(batches)
+    soon = {dls.train.files[i] for i in torch.cat(order[:2 + 1 + store_module.AHEAD // 32])}
+    wait_until(lambda: len(decoded) == len(soon))
+    time.sleep(.1)
+    assert {path for path, _ in decoded} == soon, 'so many, and no more'
+    assert not dls.train.pictures.store.coming.threads, 'nothing to do, no threads'
+    for _ in batches: pass
+    list(dls.train)
+    assert sorted(decoded) == sorted((path, 8) for path in dls.train.files), 'each once'
+
+
+def seeded(loader):
+    torch.manual_seed(3)
+    return list(loader.specs())
+
+
+@pytest.mark.parametrize('memory', [1, 0])
+def test_epochs_are_equal_to_the_bit_with_and_without(photos, memory, monkeypatch):
+    one, two = (image_folders(photos, size=8, memory=memory, min_scale=.5) for _ in range(2))
+    monkeypatch.setattr(StoredPictures, 'ahead', lambda self, batches: iter(batches))
+    without = all_batches(one)
+    monkeypatch.undo()
+    assert all(map(torch.equal, without, all_batches(two))) and len(without) > 60
+
+
+@pytest.mark.parametrize('memory', [1, 0])
+@pytest.mark.parametrize('how', ['interrupt', 'leave'])
+def test_whoever_leaves_an_epoch_leaves_nothing_behind(photos, decoded, memory, how):
+    dls, before = image_folders(photos, size=8, memory=memory), threading.active_count()
+    store = dls.train.pictures.store
+    try:
+        for n, _ in enumerate(dls.train):
+            if n == 2 and how == 'leave': break
+            if n == 2: raise KeyboardInterrupt
+    except KeyboardInterrupt: pass
+    assert not len(store.coming)
+    wait_until(lambda: threading.active_count() <= before)
+    kept = store.sizes[dls.train.pictures.how]
+    assert len(decoded) == int(kept.decoded.sum()) < 480, 'what was decoded ahead is kept'
+    assert_same_batches(dls, image_folders(photos, size=8))
+    done = [path for path, _ in decoded]
+    assert max(done.count(path) for path in dls.files) == 2, 'once in each of both'
+
+
+def test_an_unreadable_file_is_told_when_its_batch_comes(photos):
+    dls = image_folders(photos, size=8, batch_size=8)
+    order = [spec.index for spec in seeded(dls.train)]
+    bad = [dls.train.files[order[n][0]] for n in (3, 20)]
+    for path in bad: path.write_bytes(b'no')
+    torch.manual_seed(3)
+    batches = iter(dls.train)
+    for _ in range(3): next(batches)
+    says(next, batches, match=['2 of 600 files cannot be read', *map(str, bad)])
+    assert not len(dls.train.pictures.store.coming)
+
+
+@pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')
+def test_a_process_may_fork_in_the_middle_of_an_epoch(photos):
+    if 'fork' not in multiprocessing.get_all_start_methods(): pytest.skip('no fork')
+    dls, wanted = image_folders(photos, size=8), image_folders(photos, size=8)
+    wanted = [x for x, _ in (torch.manual_seed(1), list(wanted.train))[1]]
+    torch.manual_seed(1)
+    batches = iter(dls.train)
+    mine = [next(batches)[0] for _ in range(3)]
+    def child():
+        os._exit(not all(map(torch.equal, [x for x, _ in batches], wanted[3:])))
+    process = multiprocessing.get_context('fork').Process(target=child)
+    with dls.train.pictures.store.coming.lock: process.start()
+    mine += [x for x, _ in batches]
+    process.join(60)
+    assert process.exitcode == 0 and all(map(torch.equal, mine, wanted))
+
+
+def test_one_bar_for_an_epoch(photos, monkeypatch):
+    bars = []
+    class Bar:
+        def __init__(self, desc, total, unit, leave, delay, disable=False):
+            self.n, self.total, self.shown, self.text = 0, total, not disable, (desc, unit, leave, delay)
+            bars.append(self)
+        def update(self, n=1): self.n += n
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+    monkeypatch.setattr(store_module, 'tqdm', Bar)
+    dls = image_folders(photos, size=8)
+    list(dls.train)
+    bar, = [bar for bar in bars if bar.shown]
+    assert (bar.n, bar.total) == (480, 480) and bar.text == ('reading pictures', ' pictures', False, 2)
+    list(dls.train)
+    assert len([bar for bar in bars if bar.shown]) == 1
+    dls.with_preprocessing(16), image_folders(photos, size=16, on_error='skip')
+    assert [bar.total for bar in bars if bar.shown] == [480, 600]

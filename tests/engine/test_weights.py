@@ -271,3 +271,37 @@ def test_other_ways_to_say_it():
         network.config = SimpleNamespace(image_size=size)
         assert own_preprocessing(network) == {'size': 384}
     assert own_preprocessing(nn.Flatten()) == {}
+
+
+@pytest.mark.parametrize('how, expected', [
+    ({'size': {'height': 64, 'width': 64}, 'image_mean': [.5, .4, .3]}, {'size': 32, 'mean': (.5, .4, .3), 'std': (.5, .5, .5)}),
+    ({'do_normalize': False}, {'size': 32, 'mean': (0, 0, 0), 'std': (1, 1, 1)}),
+    ({'do_rescale': False}, {'size': 32})])
+def test_an_image_processor_of_transformers_beside_the_network(how, expected, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    network = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    assert own_preprocessing(network) == {'size': 32}
+    transformers.ViTImageProcessor(**how).save_pretrained(tmp_path)
+    said = own_preprocessing(nn.Sequential(network))
+    assert {key: value if key == 'size' else tuple(value) for key, value in said.items()} == expected
+
+
+def test_an_image_processor_knows_the_size_where_the_network_does_not(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    network = nn.Flatten()
+    network.config = SimpleNamespace(name_or_path=str(tmp_path))
+    assert own_preprocessing(network) == {}
+    transformers.CLIPImageProcessor(size={'shortest_edge': 40}, crop_size={'height': 36, 'width': 36}).save_pretrained(tmp_path)
+    assert own_preprocessing(network)['size'] == 36
+    transformers.CLIPImageProcessor(size={'shortest_edge': 40}, do_center_crop=False).save_pretrained(tmp_path)
+    assert own_preprocessing(network)['size'] == 40
+
+
+def test_a_method_of_a_network():
+    with pytest.raises(ValueError, match='forward_features is a method of a Says. Give the network itself'):
+        class Says(nn.Module):
+            def forward_features(self, x):
+                return x
+        load_network(Says().forward_features)

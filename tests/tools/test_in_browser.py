@@ -17,8 +17,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-CHROMIUM = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+from conftest import CHROMIUM
+
+pytest.importorskip('playwright.sync_api', reason='needs playwright')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')]
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def lab(tmp_path_factory):
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}',
-               '--IdentityProvider.token=', '--ServerApp.password=',
+               '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.disable_check_xsrf=True',
                f'--ServerApp.root_dir={folder / "nbs"}', f'--LabApp.user_settings_dir={folder / "settings"}']
     with open(folder / 'log', 'w') as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -58,14 +59,6 @@ def lab(tmp_path_factory):
     yield address, folder / 'nbs'
     server.terminate()
     server.wait(30)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        yield chromium
-        chromium.close()
 
 
 def open_and_run(browser, lab, name, *more):
@@ -96,117 +89,90 @@ def open_and_run(browser, lab, name, *more):
     return page
 
 
-class Shown:
-    "An explorer in a page."
-    def __init__(self, page, number=0):
-        self.page = page
-        self.box = page.locator('.widget-vbox[class*="finetune-teach-"]').nth(number)
-        self.box.scroll_into_view_if_needed()
-        self.pictures = self.box.locator('img.widget-image')
-
-    def handle(self, label, number=0):
-        "The handle of the slider with this label."
-        return self.box.get_by_role('slider', name=label).nth(number)
-
-    def bytes(self, number=0):
-        "The file of a picture that is shown."
-        return self.pictures.nth(number).evaluate(
-            'async e => { await e.decode(); const b = await (await fetch(e.src)).blob(); '
-            'return [...new Uint8Array(await b.arrayBuffer())]; }')
-
-    def changes(self, before, number=0):
-        "Whether a picture becomes another than `before`; it is drawn a moment after the text."
-        for _ in range(100):
-            if self.bytes(number) != before:
-                return True
-            self.page.wait_for_timeout(100)
-        return False
-
-    def press(self, handle, key, picture=0):
-        "Press a key; the milliseconds until the picture has been replaced, decoded and drawn."
-        handle.focus()
-        self.pictures.nth(picture).evaluate('''e => { window.taken = new Promise(done => {
-            let pressed;
-            addEventListener('keydown', () => { pressed = performance.now(); }, {capture: true, once: true});
-            new MutationObserver((changes, observer) => { observer.disconnect(); e.decode().then(() =>
-                requestAnimationFrame(() => done(performance.now() - pressed)));
-            }).observe(e, {attributeFilter: ['src']}); }); }''')
-        self.page.keyboard.press(key)
-        return self.page.evaluate('Promise.race([window.taken, new Promise((_, no) => '
-                                  'setTimeout(() => no(new Error("no new picture")), 10000))])')
-
-    def check(self, name):
-        "What holds for every explorer: labels, a hidden still picture, nothing cut off; a screenshot."
-        for label in self.box.get_by_role('slider').evaluate_all('all => all.map(e => e.ariaLabel)'):
-            assert label, 'a slider without a name'
-        assert all(self.pictures.evaluate_all('all => all.map(e => e.alt)'))
-        still = self.box.locator('xpath=ancestor::*[contains(@class, "jp-OutputArea-child")]'
-                                 '/preceding-sibling::*[1]//img')
-        assert still.count() == 1 and not still.is_visible()
-        cut = self.box.evaluate('''box => [...box.querySelectorAll('*')].filter(e => e.clientWidth > 0 &&
-            (e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX !== 'visible'
-             || e.getBoundingClientRect().right > box.getBoundingClientRect().right + 1)
-            && !e.closest('.noUi-target')).map(e => e.outerHTML.slice(0, 200))''')
-        assert cut == [], f'something is cut off of {self.box.bounding_box()}: {cut}'
-        assert self.box.bounding_box()['width'] <= 720
-        SCREENSHOTS.mkdir(exist_ok=True)
-        self.box.screenshot(path=SCREENSHOTS / f'{name}.png')
-        assert self.page.problems == []
-
-    def move(self, name, handle, picture=0, keys=('ArrowLeft', 'ArrowRight'), n=8):
-        "Press keys; each gives another picture. The times are written down beside the screenshots."
-        times, seen = [], self.bytes(picture)
-        for i in range(n):
-            times.append(self.press(handle, keys[i % len(keys)], picture))
-            now = self.bytes(picture)
-            assert now != seen, f'{name}: the picture is the same after key {i}'
-            seen = now
-        SCREENSHOTS.mkdir(exist_ok=True)
-        file = SCREENSHOTS / 'milliseconds.json'
-        known = json.loads(file.read_text()) if file.exists() else {}
-        known[name] = {'median': round(statistics.median(times)), 'all': [round(t) for t in times]}
-        file.write_text(json.dumps(known, indent=1))
+APPS = '[...finetuneTeach.apps.values()].flat().filter(app => app.model)'
 
 
-def test_the_smallest_explorer(browser, lab):
+def test_page_and_kernel_are_one(browser, lab):
+    "What is moved in the page is known in Python, and the other way round; nothing is shown twice."
+    page = open_and_run(browser, lab, 'tools/explore_one_cycle', "print('CHOSEN', explorer.values['epochs'])")
+    page.wait_for_function(f'{APPS}.length')
+    host = page.locator('[data-explorer]')
+    assert host.count() == 1 and page.locator('.jp-OutputArea img').count() == 1  # the still one, not to be seen
+    assert not page.locator('.jp-OutputArea img').is_visible()
+    assert page.evaluate(f'{APPS}[0].state.base_lr') == 0.03, 'a cell has moved it'
+    host.scroll_into_view_if_needed()
+    host.locator('summary').click()
+    slider = host.locator('input[name=epochs]')
+    slider.focus()
+    page.keyboard.press('ArrowRight')
+    page.wait_for_timeout(500)
+    assert chosen(page) == '5'
+    host.locator('code').get_by_text('fine_tune(5, base_lr=0.03)').wait_for()
+    slider.focus()
+    page.keyboard.press('ArrowLeft')  # not one for the notebook
+    assert slider.evaluate('e => e.getRootNode().activeElement === e') and page.problems == []
+    SCREENSHOTS.mkdir(exist_ok=True)
+    host.screenshot(path=SCREENSHOTS / 'lab-one_cycle.png')
+    page.close()
+
+
+def test_an_error_of_the_kernel_shows_in_the_explorer(browser, lab):
+    page = open_and_run(browser, lab, 'engine/explorer', 'explorer.guarded(lambda: 1 / 0)')
+    page.wait_for_function(f'{APPS}.length')
+    page.locator('[data-explorer] [role=alert]').get_by_text('ZeroDivisionError').wait_for()
+    page.close()
+
+
+def test_a_notebook_that_is_only_opened_moves(browser, lab):
+    "Run, saved, its kernel ended, opened again: it moves, though there is no kernel behind it."
+    address, folder = lab
     page = open_and_run(browser, lab, 'engine/explorer')
-    shown = Shown(page)
-    shown.check('descent')
-    shown.move('descent', shown.handle('learning rate'))
+    page.locator('.jp-Notebook').first.click(position={'x': 5, 'y': 5})
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(2000)
+    page.close()
+    for session in json.load(urllib.request.urlopen(f'{address}/api/sessions')):
+        urllib.request.urlopen(urllib.request.Request(f'{address}/api/sessions/{session["id"]}', method='DELETE'))
+    page = browser.new_page(viewport={'width': 880, 'height': 1000})
+    page.goto(f'{address}/doc/tree/engine/explorer.ipynb?reset')
+    host = page.locator('[data-explorer]').first
+    host.locator('input').first.wait_for()
+    look = 'e => [...e.shadowRoot.querySelectorAll("svg, .value")].map(e => e.outerHTML).join()'
+    before = host.evaluate(look)
+    host.locator('input').first.focus()
+    page.keyboard.press('ArrowRight')
+    page.wait_for_timeout(300)
+    assert host.evaluate(look) != before and page.evaluate(f'{APPS}.length') == 0
     page.close()
 
 
 def test_freezing(browser, lab):
-    page = open_and_run(browser, lab, 'tools/explore_freezing')
-    shown = Shown(page)
-    shown.check('freezing')
-    readout = shown.box.locator('.widget-readout')
-    assert readout.inner_text() == 'head'
-    for name in ('late body', 'early body'):
-        shown.press(shown.handle('learns from here on'), 'ArrowLeft')
-        assert readout.inner_text() == name
-    shown.move('explore_freezing', shown.handle('learns from here on'), keys=('ArrowRight', 'ArrowLeft'))
-    page.close()
-
-
-def test_one_cycle(browser, lab):
-    page = open_and_run(browser, lab, 'tools/explore_one_cycle')
-    shown = Shown(page)
-    shown.check('one_cycle')
-    shown.move('explore_one_cycle', shown.handle('peak rate, base_lr'), keys=['ArrowRight'])
-    for label, argument in [('epochs', r'fine_tune\(5'), ('frozen epochs', 'freeze_epochs=2'),
-                            ('head : body', 'lr_mult=110'), ('warm-up', r'pct_start=0\.35'),
-                            ('peak : first', r'div=5\.5'), ('peak : last', 'div_final=110000'),
-                            ('momentum', r'moms=\(0\.95, 0\.86, 0\.95\)')]:
-        before = shown.bytes()
-        shown.press(shown.handle(label), 'ArrowRight')
-        assert shown.bytes() != before, label
-        assert re.search(argument, shown.box.locator('code').inner_text()), label
+    page = open_and_run(browser, lab, 'tools/explore_freezing', "print('CHOSEN', explorer.values['start'])")
+    page.wait_for_function(f'{APPS}.length == 2')
+    host = page.locator('[data-explorer]').first
+    host.scroll_into_view_if_needed()
+    lock = host.get_by_role('slider')
+    for key, start in [('ArrowRight', '1'), ('ArrowRight', '2'), ('ArrowLeft', '1')]:
+        lock.focus()
+        page.keyboard.press(key)
+        page.wait_for_timeout(500)
+        assert lock.get_attribute('aria-valuenow') == chosen(page) == start
+    host.locator('button.column').first.click()
+    host.get_by_role('button', name='about half').click()
+    host.get_by_text('You said: about half').wait_for()
+    page.wait_for_timeout(500)
+    assert chosen(page) == '0' and page.problems == []
+    host.screenshot(path=SCREENSHOTS / 'lab-freezing.png')
+    own = page.locator('[data-explorer]').last
+    assert own.get_by_role('slider').get_attribute('aria-valuenow') == '2', 'a network of one\'s own: the head learns'
+    assert not own.get_by_text('Guess first').count(), 'nothing is known of its epochs'
     page.close()
 
 
 UNFROZEN = """from finetune_teach.freezing import unfreeze
-unfrozen = pick_lr(unfreeze(model), drawn_pets(8, 4), 2, seed=0)
+from finetune_teach.tools.previews import practice
+model, dls = practice()
+unfrozen = pick_lr(unfreeze(model), dls, 2, seed=0)
 unfrozen"""
 
 
@@ -219,55 +185,87 @@ def chosen(page):
     return cell.locator('.jp-OutputArea-output').inner_text().split()[-1]
 
 
+def written(file, name, value):
+    "Write a figure down beside the screenshots."
+    SCREENSHOTS.mkdir(exist_ok=True)
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**known, name: value}, indent=1))
+
+
 def test_pick_lr(browser, lab):
-    page = open_and_run(browser, lab, 'tools/lr_picker', UNFROZEN, "print('CHOSEN', picker.lr)")
-    def settled():
-        page.wait_for_timeout(1500)  # the preview of the last choice, too, has been drawn
-    shown = Shown(page)
-    handle, number = shown.handle('learning rate'), shown.box.get_by_role('spinbutton', name='as a number')
+    "The game, with copies that are really trained; then any rate, as a number, as a slice, and all layers."
+    page = open_and_run(browser, lab, 'tools/lr_picker', UNFROZEN, "print('CHOSEN', repr(picker.lr).replace(' ', ''))")
+    page.wait_for_function(f'{APPS}.length === 2')
+    host, after = page.locator('[data-explorer]').all()
+    host.scroll_into_view_if_needed()
+    number, marker = host.get_by_label('Learning rate as a number'), host.get_by_role('slider', name='Learning rate')
+    assert chosen(page) == '0.002' and number.input_value() == '2e-3', 'a cell has moved it'
+    host.get_by_text('error after 3 epochs at 2e-3').wait_for()  # trained, as it was moved
     for rule in ('valley', 'steep'):
-        button = shown.box.get_by_role('button', name=rule)
+        button = host.get_by_role('button', name=rule)
         button.click()
-        settled()
-        says = float(button.text_content().split()[-1])
-        assert float(number.input_value()) == float(chosen(page)) == pytest.approx(says)
-    shown.check('pick_lr')
-    start = float(number.input_value())
-    shown.move('pick_lr with preview', handle, picture=1, keys=['ArrowRight'], n=10)
-    settled()
-    assert float(number.input_value()) == float(chosen(page))
-    assert float(chosen(page)) == pytest.approx(10 ** 0.5 * start, rel=0.1)  # twenty steps are a power of ten
-    before = shown.bytes()
+        says = button.inner_text().split()[1]
+        host.get_by_text(f'error after 3 epochs at {says}').wait_for()
+        assert float(number.input_value()) == float(chosen(page)) == float(says)
+    start, times = float(number.input_value()), []
+    for _ in range(10):  # each key: at once in the page, and the copy of that rate within a second
+        before = page.evaluate(f'{APPS}[0].news.previews.map(p => p.lr)')
+        marker.focus()
+        begun = time.perf_counter()
+        page.keyboard.press('ArrowRight')
+        page.wait_for_function(f'lr => {APPS}[0].news.previews.some(p => p.lr === {APPS}[0].state.lr)')
+        times.append(time.perf_counter() - begun)
+        assert page.evaluate(f'{APPS}[0].news.previews.map(p => p.lr)') != before
+    written(SCREENSHOTS / 'milliseconds.json', 'pick_lr: key to trained copy',
+            {'median': round(1000 * statistics.median(times)), 'all': [round(1000 * t) for t in times]})
+    assert float(chosen(page)) == float(number.input_value()) == pytest.approx(10 ** 0.5 * start, rel=0.1)
     number.fill('0.0123')
     number.press('Tab')
-    settled()
-    assert shown.bytes() != before and chosen(page) == '0.0123'
-    shown.box.get_by_role('checkbox').check()
-    settled()
-    before = shown.bytes()
-    shown.press(shown.handle('from body to head', 0), 'ArrowLeft')
-    settled()
-    assert shown.bytes() != before and chosen(page) == 'None)'  # slice(low, high, None)
+    host.get_by_text('at 1.2e-2').wait_for()
+    assert chosen(page) == '0.0123'
+    number.fill('much')
+    number.press('Tab')
+    host.get_by_text('much: type a rate between').wait_for()
+    assert chosen(page) == '0.0123'
+    SCREENSHOTS.mkdir(exist_ok=True)
+    host.screenshot(path=SCREENSHOTS / 'lab-pick_lr.png')
 
-    after = Shown(page, 1)  # the one after unfreezing, which trains in the background
-    start, stop = (after.box.get_by_role('button', name=name) for name in ('Train a copy', 'Stop'))
-    before = after.bytes(1)
+    after.scroll_into_view_if_needed()  # the one after unfreezing, which trains in the background
+    start, stop = (after.get_by_role('button', name=name) for name in ('Train a copy', 'Stop'))
     start.click()
-    after.box.get_by_text('epoch 0 of 2').wait_for()
+    after.get_by_text('epoch 0 of 2').wait_for()
     stop.click()  # at once: two epochs take some seconds only
-    after.box.get_by_text('stopped').wait_for()
-    assert after.changes(before, 1)
+    after.get_by_text('stopped', exact=True).wait_for()
     start.click()
-    after.box.get_by_text('epoch 0 of 2').wait_for()
+    after.get_by_text('epoch 0 of 2').wait_for()
     assert chosen(page), 'other cells run meanwhile'
-    after.box.get_by_text('after 2 epochs').wait_for(timeout=120_000)
-    after.check('pick_lr_unfrozen')
+    after.get_by_text('error after 2 epochs').wait_for(timeout=120_000)
+    after.get_by_role('switch').check()  # a rate for each layer group
+    marker = after.get_by_role('slider', name='Rate of the first layers')
+    marker.focus()
+    page.keyboard.press('ArrowLeft')
+    after.locator('code').get_by_text('slice(').wait_for()
+    after.screenshot(path=SCREENSHOTS / 'lab-pick_lr_unfrozen.png')
+    assert page.problems == []
     page.close()
 
 
 def test_overfitting(browser, lab):
-    page = open_and_run(browser, lab, 'tools/explore_overfitting')
-    shown = Shown(page)
-    shown.check('overfitting')
-    shown.move('explore_overfitting', shown.handle('epoch'), keys=['ArrowLeft'] * 3 + ['ArrowRight'] * 3)
+    page = open_and_run(browser, lab, 'tools/explore_overfitting', "print('CHOSEN', explorer.values['epoch'])")
+    page.wait_for_function(f'{APPS}.length')
+    host = page.locator('[data-explorer]')
+    host.scroll_into_view_if_needed()
+    ring = host.get_by_role('slider', name='Epoch', exact=True)
+    assert chosen(page) == '1'
+    host.get_by_label('fewer', exact=True).check()
+    host.get_by_label('surer').check()
+    host.get_by_text('You said: fewer, and surer.').wait_for()
+    page.wait_for_timeout(4000)  # the run goes on to its end
+    last = str(page.evaluate(f'{APPS}[0].data.epochs.length'))
+    assert chosen(page) == last == ring.get_attribute('aria-valuenow')
+    ring.focus()
+    page.keyboard.press('ArrowLeft')
+    page.wait_for_timeout(500)
+    assert chosen(page) == str(int(last) - 1) and page.problems == []
+    host.screenshot(path=SCREENSHOTS / 'lab-overfitting.png')
     page.close()

@@ -1,5 +1,6 @@
 "From an architecture, or from a file alone, to a learner."
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -141,3 +142,19 @@ def test_numbers_of_numpy_go_into_a_file(make_learner, tmp_path):
     learn = make_learner(hidden=(np.int64(6),), dropout=np.float32(0.25), wd=np.float64(0.1), seed=np.int64(3))
     again = load_learner(learn.save(tmp_path / 'a'), small_network(), device='cpu')
     assert again.description['head'] == {'hidden': [6], 'dropout': 0.25} and (again.wd, again.seed) == (0.1, 3)
+
+
+def test_an_image_processor_beside_a_network_of_transformers_is_asked(pets, tmp_path):
+    "Without one, the mean is guessed and said to be; how it becomes known is said, too."
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                                    image_size=32, patch_size=16)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    network, options = transformers.ViTForImageClassification.from_pretrained(tmp_path), {'hidden': (), 'show': False}
+    with pytest.warns(UserWarning, match=r"Assumed is .* mean=.*, std=.*AutoImageProcessor.from_pretrained\('/"):
+        vision_learner(pets, network, **options)
+    transformers.ViTImageProcessor(image_mean=[.5, .4, .3]).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn = vision_learner(pets, network, **options)
+    assert learn.description['mean'] == [.5, .4, .3] and learn.description['std'] == [.5] * 3

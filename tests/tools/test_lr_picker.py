@@ -12,8 +12,14 @@ from finetune_teach.engine.explorer import two_digits
 from finetune_teach.engine.random_state import seeded, with_own_random_state
 from finetune_teach.lr_finder import LRFinder, rate_text
 from finetune_teach.one_cycle import one_cycle
-from finetune_teach.tools.lr_picker import LRPicker, pick_lr, plot_previews
+from finetune_teach.tools.lr_picker import LRPicker, pick_lr
+from finetune_teach.tools.previews import plot_previews, recorded_previews
 from finetune_teach.training_loop import fit
+
+
+def error_of(picker):
+    "The error that the page shows."
+    return picker.widget.news.get('error', '')
 
 
 # The controls
@@ -25,43 +31,36 @@ def finder():
     return LRFinder(lrs, losses, losses, 0, 0)
 
 
-def test_slider_moves_rate_and_picture(finder):
+def test_the_choice_is_marked(finder):
     picker = LRPicker(finder)
-    assert picker.lr == pytest.approx(finder.valley)
-    before = bytes(picker.pictures[0].widget.value)
+    assert picker.lr == two_digits(finder.valley)
+    before = picker.still()
     assert before.startswith(b'\x89PNG')
-    picker.controls.slider.value = 1e-2
-    assert picker.lr == pytest.approx(1e-2)
-    assert bytes(picker.pictures[0].widget.value).startswith(b'\x89PNG') and picker.pictures[0].widget.value != before
-    moved = bytes(picker.pictures[0].widget.value)
-    picker.controls.slider.value = 1e-3
-    picker.controls.slider.value = 1e-2
-    assert bytes(picker.pictures[0].widget.value) == moved, 'the same rate, the same picture'
+    picker.take(1e-2)
+    assert picker.lr == 1e-2 and picker.still() != before
+    picker.take(finder.valley)
+    assert picker.still() == before, 'the same rate, the same picture'
 
 
-def test_controls_agree(finder):
+def test_the_page_has_the_curve_and_what_the_rules_say(finder):
     picker = LRPicker(finder)
-    picker.controls.number.value = 0.00123
-    assert picker.controls.slider.value == pytest.approx(0.00123) and picker.lr == 0.00123, 'a number that is typed is kept'
-    picker.controls.slider.value = 0.045678
-    assert picker.controls.number.value == picker.lr == 0.046
-    buttons = [row.children[0] for row in picker.controls.rules.children[:-1]]
-    assert [b.description.split()[0] for b in buttons] == ['valley', 'steep', 'minimum/10']
-    buttons[0].click()
-    assert picker.lr == pytest.approx(finder.valley, rel=0.05)
-    assert 'guaranteed' in picker.controls.rules.children[-1].value
+    curve = picker.spec['data']['curve']
+    assert curve['lrs'] == finder.lrs and curve['smoothed'] == pytest.approx(finder.smoothed, abs=1e-5)
+    assert {rule['name']: rule['lr'] for rule in curve['rules']} == {
+        'valley': two_digits(finder.valley), 'steep': two_digits(finder.steep), 'minimum/10': two_digits(finder.minimum)}
+    assert curve['problem'] == '' and curve['bottom'] < min(finder.smoothed) < curve['top']
 
 
 def test_a_range_is_a_slice(finder):
     picker = LRPicker(finder)
-    before = bytes(picker.pictures[0].widget.value)
-    picker.controls.many.value = True
+    before = picker.still()
+    picker.move(many=True)  # as the page does
     assert isinstance(picker.lr, slice) and picker.lr.start < picker.lr.stop
-    assert bytes(picker.pictures[0].widget.value) != before
+    assert picker.still() != before
     picker.take(slice(1e-5, 1e-3))
     assert picker.lr == slice(1e-5, 1e-3)
     picker.take(1e-4)
-    assert picker.lr == 1e-4 and not picker.controls.many.value
+    assert picker.lr == 1e-4 and not picker.values['many']
 
 
 def test_without_a_suggestion_a_usual_rate_is_chosen_and_it_is_said():
@@ -69,14 +68,30 @@ def test_without_a_suggestion_a_usual_rate_is_chosen_and_it_is_said():
         lrs = [first * 1.5 ** i for i in range(30)]
         picker = LRPicker(LRFinder(lrs, lrs, lrs))
         assert lrs[0] <= picker.lr <= lrs[-1] * 1.0001
-        assert len(picker.controls.rules.children) == 1 and 'never fell' in picker.controls.rules.children[0].value
+        curve = picker.spec['data']['curve']
+        assert curve['rules'] == [] and 'never fell' in curve['problem']
 
 
 def test_a_slice_with_one_end(make_learner):
     picker = pick_lr(make_learner(), num_it=12, epochs=1)
     picker.take(slice(1e-3))
     assert rate_text(slice(1e-3)) == 'slice(1e-3)' and picker.lr == slice(1e-4, 1e-3)
-    assert picker.preview(slice(1e-3)).problem == '' and picker.error.value == ''
+    assert picker.preview(slice(1e-3)).problem == '' and not error_of(picker)
+
+
+# The game
+
+def test_the_game_comes_first_and_then_the_answer():
+    picker = pick_lr()
+    assert picker.values['stage'] == 'guess' and picker.previews == [] and picker.lr == 1e-5
+    picker.move(lr=1e-3)
+    assert picker.previews == [], 'nothing is shown before a guess'
+    picker.move(stage='free')  # as the button of the page does
+    grid, shown = recorded_previews(), picker.previews[0]
+    place = grid['rates'].index(1e-3)
+    assert shown.lr == 1e-3 and len(picker.previews) == 1
+    assert shown.recorder.history[-1]['error_rate'] == pytest.approx(grid['errors'][place][0], abs=0.009)
+    assert picker.spec['data']['previews'][0]['values'][0] == pytest.approx(shown.recorder.history[-1]['error_rate'], abs=1e-5)
 
 
 # Steps with random numbers of their own
@@ -190,8 +205,9 @@ def test_a_rate_that_explodes_is_shown_as_far_as_it_came(make_learner):
     picker = pick_lr(make_learner(), num_it=12)
     shown = picker.preview(1e30)
     assert 'no longer a finite number' in shown.problem and len(shown.recorder.losses) < picker.trainer.steps
-    assert 'no longer a finite number' in picker.status.value and picker.error.value == ''
-    labels = [t.get_text() for t in plot_previews([shown], picker.trainer.before)[0].figure.legends[0].get_texts()]
+    assert 'no longer a finite number' in picker.spec['data']['previews'][-1]['problem'] and not error_of(picker)
+    legend = plot_previews([shown], picker.trainer.before)[1].get_legend()
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ['1e+30 (broke off)'] or labels == ['1e30 (broke off)']
 
 
@@ -203,7 +219,7 @@ def test_an_error_in_a_metric_is_an_error_and_not_a_rate_that_broke_off(make_lea
     with pytest.raises(ValueError, match='wrong labels'):
         picker.preview(1e-2)
     picker.take(3e-3)  # as with the slider
-    assert 'the metric fails failed' in picker.error.value and 'wrong labels' in picker.error.value
+    assert 'the metric fails failed' in error_of(picker) and 'wrong labels' in error_of(picker)
     assert len(picker.previews) == 1, 'only the one from before'
 
 
@@ -239,20 +255,21 @@ def test_a_copy_in_the_background_can_be_stopped(make_learner, end):
     learn.unfreeze()
     picker = pick_lr(learn, num_it=12, epochs=50)
     async def kernel():
-        picker.button.click()
+        picker.asked('train')
         await asyncio.sleep(0.5)
         assert picker.task and not picker.task.done() and picker.previews == []
         if end == 'stop':
-            picker.end.click()
+            picker.asked('stop')
         else:
             picker.take(1e-4)
-            picker.button.click()
+            picker.asked('train')
         await asyncio.sleep(0.1)
         picker.stop()
         await asyncio.sleep(0.1)
     asyncio.run(kernel())
     assert picker.previews[0].problem == 'stopped.' and 0 < len(picker.previews[0].recorder.losses) < picker.trainer.steps
-    assert 'stopped' in picker.status.value and picker.error.value == ''
+    assert 'stopped' in picker.spec['data']['previews'][0]['problem'] and not error_of(picker)
+    assert not picker.widget.news['running']
 
 
 def test_an_error_in_the_background_is_shown(make_learner):
@@ -263,10 +280,10 @@ def test_an_error_in_the_background_is_shown(make_learner):
         raise RuntimeError('no memory left')
     picker.trainer.loss_func = fails
     async def kernel():
-        picker.button.click()
+        picker.asked('train')
         await asyncio.sleep(0.3)
     asyncio.run(kernel())
-    assert 'RuntimeError: no memory left' in picker.error.value
+    assert 'RuntimeError: no memory left' in error_of(picker)
 
 
 def test_a_dragged_picker_in_a_kernel_changes_nothing_either(make_learner):
@@ -287,5 +304,5 @@ def test_a_dragged_picker_in_a_kernel_changes_nothing_either(make_learner):
     with seeded(0):
         assert drawn == [(np.random.rand(), torch.rand(1).item(), random.random()) for _ in range(15)]
     assert same_bits(before, state(learn.model))
-    assert picker.error.value == '' and picker.previews[picker.newest].lr == two_digits(1e-5 * 1.3 ** 14)
+    assert not error_of(picker) and picker.previews[picker.newest].lr == two_digits(1e-5 * 1.3 ** 14)
     assert learn.recorder.steps == []

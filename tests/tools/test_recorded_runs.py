@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from finetune_teach.tools import recorded_runs
-from finetune_teach.tools.recipes import RECIPES
+from finetune_teach.tools.recipes import RECIPES, VARIANTS
 from finetune_teach.tools.recorded_runs import (
-    GUESS, PHOTOS, RUNS_FILE, Run, best_rate, cat_or_dog, errors_by, good_rates, pictures_of, planned, read_runs, record,
-    runs_of, select, some_photos)
+    GUESS, PHOTOS, RUNS_FILE, Run, best_rate, cat_or_dog, errors_by, good_rates, pictures_of, planned,
+    planned_variants, read_runs, record, runs_of, select, some_photos)
 
 
 def run(**changes):
@@ -18,14 +18,15 @@ def run(**changes):
 
 def test_the_recorded_runs_are_those_that_were_planned():
     recorded = [r[:8] for r in read_runs()]
-    assert recorded == [r for seed in range(3) for photos in (False, True) for r in planned(seed, photos)]
+    first = [r for seed in range(3) for photos in (False, True) for r in planned(seed, photos)]
+    assert recorded == first + [r for seed in range(3) for r in planned_variants(seed)]
 
 
 def test_the_recorded_runs_are_numbers_alone():
     for line in RUNS_FILE.read_text().splitlines():
         row = json.loads(line)
         assert set(row) == set(Run._fields) and 0 <= row['error'] <= 1 and row['n_valid'] > 0
-        assert row['recipe'] in [*RECIPES, 'probe'] and '/' not in row['task'] + row['body']
+        assert row['recipe'] in [*RECIPES, *VARIANTS, 'probe'] and '/' not in row['task'] + row['body']
 
 
 @pytest.mark.parametrize('task, folder', [
