@@ -15,12 +15,13 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 # %% ../../nbs/engine/random_state.ipynb #b02ce36c
 def random_state() -> tuple:
     "Return the state of all random generators: python's, numpy's, torch's on each device."
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    gpu = torch.cuda.is_available() and get_worker_info() is None # workers cannot use it
+    cuda = torch.cuda.get_rng_state_all() if gpu else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, mps
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from ..engine.explorer import Explorer, as_base64
-from ..engine.modules import modes_kept
+from ..engine.modules import device_of, modes_kept
 from ..engine.plots import COLOURS
 from ..engine.random_state import keep_random_state
 from ..fine_tuning import Learner
@@ -55,7 +55,8 @@ class Watcher:
         with keep_random_state(), modes_kept(model):
             features, self.labels = get_features(model[0], self.loader)
             self.features.append(features)
-            self.answers.append(model[1].eval()(features).argmax(1))
+            logits = model[1].eval()(features.to(device_of(model)))
+            self.answers.append(logits.argmax(1).cpu())
 
     def __call__(self, model: nn.Module, recorder) -> bool: # after an epoch: go on
         return False

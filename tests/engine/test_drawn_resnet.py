@@ -50,9 +50,9 @@ def test_the_file_says_what_it_is(about):
 
 def test_by_its_name(tmp_path):
     assert find_builder('drawn_resnet') is drawn_resnet
-    learn = vision_learner(drawn_pets(2, 1, size=32), 'drawn_resnet', seed=0, show=False)
+    learn = vision_learner(drawn_pets(2, 1, size=32), 'drawn_resnet', seed=0, show=False, device='cpu')
     assert learn.dls.mean == DRAWN_MEAN and learn.dls.std == DRAWN_STD
     learn.fit_one_cycle(1)
-    again = load_learner(learn.save(tmp_path / 'model'))
+    again = load_learner(learn.save(tmp_path / 'model'), device='cpu')
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.model.eval()(x), learn.model.eval()(x))

@@ -18,7 +18,7 @@ def test_sixteen_bits_train_as_well(make_learner, tmp_path):
         assert all(p.dtype == torch.float32 for p in learn.model.parameters())
         assert learn.validate().valid_loss == pytest.approx(losses[kind], rel=1e-5), 'frozen or not'
     assert losses['bf16'] != losses['fp32'] and losses['bf16'] == pytest.approx(losses['fp32'], rel=.05)
-    again = load_learner(learn.save(tmp_path / 'bf16'), arch=small_network())
+    again = load_learner(learn.save(tmp_path / 'bf16'), arch=small_network(), device='cpu')
     picture = learn.dls.valid.pictures[0]
     one, two = learn.predict(picture), again.predict(picture)
     assert again.precision == 'bf16' and torch.equal(one.probabilities, two.probabilities)

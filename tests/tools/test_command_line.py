@@ -91,7 +91,7 @@ def test_ctrl_c_saves_the_model(photos, tmp_path):
 
 def test_train_goes_on_after_a_stop(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ['train', str(photos), '--epochs', '2', '--size', '32', '--checkpoint', 'run']
+    command = ['train', str(photos), '--epochs', '2', '--size', '32', '--checkpoint', 'run', '--device', 'cpu']
     assert main([*command, '--out', 'straight']) == 0
     os.remove('run.safetensors')
     guarded, batches = training_loop.guarded, []
@@ -182,7 +182,7 @@ def test_predict_into_a_csv_file(model, photos, tmp_path, capsys):
         answer = learn.predict(row['file'])
         assert row['label'] == answer.label
         assert float(row['pug']) == pytest.approx(answer.probabilities[learn.description['classes'].index('pug')].item(),
-                                                  abs=1e-5)
+                                                  abs=1e-4) # a GPU rounds batches in another way
 
 
 def test_predict_says_first_what_cannot_be_written(model, photos, tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_a_folder_is_matched_by_names(learn, pets, tmp_path):
     folder = draw(tmp_path / 'photos', 'pug', 'Bengal')
     (folder / 'beagle').mkdir()
     (folder / '.hidden').mkdir()
-    again = load_learner(learn.export(tmp_path / 'a'))
+    again = load_learner(learn.export(tmp_path / 'a'), device='cpu')
     for some in (learn, again):
         report = evaluate(some, folder)
         logits, targets, files, classes = report.logits, report.targets, report.files, report.classes
