@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
 import compare  # noqa: E402
+import gpu  # noqa: E402
 import same_results  # noqa: E402
 
 from finetune_teach.engine.batches import SpecLoader  # noqa: E402
@@ -129,3 +130,13 @@ def test_ways_are_trained_alike(pets):
     runs = [same_results.error(pets, change, lambda learn: learn.fit_one_cycle(2, 1e-2), 0)
             for change in same_results.WAYS.values()]
     assert max(runs) - min(runs) < .1 and max(runs) < 11 / 12
+
+
+def test_the_one_for_a_gpu_runs_without_one(capsys):
+    gpu.main('--arch resnet18 --device cpu --batches 2 --batch-size 4 --side 32 --rounds 2'.split())
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split(' | ') for line in lines if line.startswith(('| fp32', '| bf16'))]
+    assert [row[0] for row in table] == [f'| {kind}, {side}' for kind in ('fp32', 'bf16') for side in (
+        'finetune_teach', 'bare loop', 'bare loop, channels-last')]
+    assert table[0][2] == table[3][2] == '1.00 |' and all(float(row[2][:-2]) > 0 for row in table)
+    assert [line.split(' | ')[0] for line in lines[-3:]] == ['| first epoch', '| second epoch', '| finder']
