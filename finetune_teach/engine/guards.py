@@ -34,47 +34,47 @@ def guarded(step: Callable,                 # `train_step`, or one that takes th
     "Return a step that happens whole or not at all."
     copies_of = functools.cache(BufferCopies) # of the same model in all steps
     def guarded_step(model, x, y, optimizer, loss_func):
-        losses, looked = [], [] # looked: (losses, 1. if they or the gradients are not finite)
+        losses, looked = [], [] # looked: (losses, gradients, 1. if their norm is not finite)
         def noted_loss(logits, targets):
             loss = loss_func(logits, targets)
             losses.append(loss.detach())
             return loss
         def look():
-            looked.append((losses.copy(), _not_finite(losses, optimizer)))
+            gradients = [p.grad for group in optimizer.param_groups for p in group['params']
+                         if p.grad is not None]
+            looked.append((losses.copy(), gradients, _not_finite([*losses, *gradients])))
             losses.clear()
         def before_move(*_):
             check_numbers() # of a move before, in the same step
             look()
-            if not _skip_if(optimizer, looked[-1][1]):
+            if not _skip_if(optimizer, looked[-1][-1]):
                 check_numbers()
         def check_numbers():
-            for those, bad in looked:
-                if bad: # a GPU is waited for here
+            skipped = hasattr(optimizer, 'found_inf')
+            for *numbers, bad in looked:
+                if bad and (what := _what_is_bad(*numbers, skipped)): # a GPU is waited for here
                     begin_epoch(step) # gradients that it has gathered are lost
-                    raise NotFinite(f'{_what_is_bad(those)} is no longer a finite number{where()}. '
-                                    'The weights are those before this step. Train with a lower '
-                                    'learning rate (lr_find helps), or look for NaN in pictures '
-                                    f'or labels.{batch()}')
+                    raise NotFinite(f'{what} is no longer a finite number{where()}. The weights are '
+                                    'those before this step. Train with a lower learning rate '
+                                    '(lr_find helps), or look for NaN in pictures or labels.'
+                                    f'{batch()}')
             looked.clear()
         before = getattr(step, 'buffers', None) or copies_of(model).update()
         with (optimizer.register_step_pre_hook(before_move),
               rollback_on_error(model, x, y, loss_func, before)):
             try:
                 loss = step(model, x, y, optimizer, noted_loss)
+                if losses: # the weights have not moved yet
+                    look()
+                check_numbers()
+                return loss
             finally:
                 vars(optimizer).pop('found_inf', None)
-            if losses: # the weights have not moved yet
-                look()
-            check_numbers()
-            return loss
     return guarded_step
 
-def _not_finite(losses: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    "Return 1. if a number in losses or gradients is NaN or infinite, else 0., on their device."
-    gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
-    numbers = [*losses, *(g for g in gradients if g is not None)]
-    largest = nn.utils.get_total_norm(numbers, norm_type=torch.inf) # NaN if one of them is
-    return 1 - (largest < torch.inf).float()
+def _not_finite(numbers: list[torch.Tensor]) -> torch.Tensor:
+    "Return 1. if a number, or the sum of their squares, is not finite, else 0., on their device."
+    return 1 - (nn.utils.get_total_norm(numbers) < torch.inf).float()
 
 def _skip_if(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
     "Let the next move do nothing if a number is 1; return False if the optimiser cannot."
@@ -83,12 +83,14 @@ def _skip_if(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
         optimizer.found_inf = bad
     return able
 
-def _what_is_bad(losses: list[torch.Tensor]) -> str:
-    "Return what is not finite, a loss or else the gradient, for a message."
+def _what_is_bad(losses: list[torch.Tensor], gradients: list[torch.Tensor], skipped: bool) -> str:
+    "Return what is not finite, for a message; '' if it is only squares, and no move was skipped."
     for loss in losses:
         if not loss.isfinite().all():
             return f'the loss ({loss.item()})'
-    return 'the gradient'
+    if not all(gradient.isfinite().all() for gradient in gradients):
+        return 'the gradient'
+    return 'the square of the loss or of the gradient' if skipped else ''
 
 # %% ../../nbs/engine/guards.ipynb #grd12
 class BufferCopies:

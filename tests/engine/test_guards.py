@@ -111,6 +111,17 @@ def test_finite_numbers_with_infinite_squares():
     assert model.weight.grad.item() == pytest.approx(1e30)
 
 
+def test_infinite_squares_would_spoil_the_memory_of_adam(toy, batches):
+    "It divides by their root, for ever. Finite losses and gradients are no less told."
+    optimizer, step = create_optimizer(toy), guarded(train_step)
+    step(toy, *batches.train[0], optimizer, F.cross_entropy)
+    before = everything(toy, optimizer)
+    with pytest.raises(NotFinite, match='the square of the loss or of the gradient is no longer'):
+        step(toy, *batches.train[1], optimizer, lambda logits, y: F.cross_entropy(logits, y) * 1e25)
+    after = everything(toy, optimizer)
+    assert same_bits(before['state'], after['state']) and same_bits(before['memory'], after['memory'])
+
+
 def test_a_batch_that_is_only_gathered_is_looked_at_and_its_group_forgotten(toy, batches):
     inner, optimizer = training_step(accumulate=3), create_optimizer(toy)
     step, before = guarded(inner), state(toy)
