@@ -34,54 +34,65 @@ def guarded(step: Callable,                 # `train_step`, or one that takes th
     "Return a step that happens whole or not at all."
     copies_of = functools.cache(BufferCopies) # of the same model in all steps
     def guarded_step(model, x, y, optimizer, loss_func):
-        losses, looked = [], [] # looked: (losses, gradients, 1. if their norm is not finite)
-        def noted_loss(logits, targets):
-            loss = loss_func(logits, targets)
-            losses.append(loss.detach())
-            return loss
-        def look():
-            gradients = [p.grad for group in optimizer.param_groups for p in group['params']
-                         if p.grad is not None]
-            looked.append((losses.copy(), gradients, _not_finite([*losses, *gradients])))
-            losses.clear()
-        def before_move(*_):
-            check_numbers() # of a move before, in the same step
-            look()
-            if not _skip_if(optimizer, looked[-1][-1]):
-                check_numbers()
-        def check_numbers():
-            skipped = hasattr(optimizer, 'found_inf')
-            for *numbers, bad in looked:
-                if bad and (what := _what_is_bad(*numbers, skipped)): # a GPU is waited for here
-                    begin_epoch(step) # gradients that it has gathered are lost
-                    raise NotFinite(f'{what} is no longer a finite number{where()}. The weights are '
-                                    'those before this step. Train with a lower learning rate '
-                                    '(lr_find helps), or look for NaN in pictures or labels.'
-                                    f'{batch()}')
-            looked.clear()
+        def fail(what):
+            begin_epoch(step) # gradients that it has gathered are lost
+            raise NotFinite(f'{what} is no longer a finite number{where()}. The weights are those '
+                            'before this step. Train with a lower learning rate (lr_find helps), '
+                            f'or look for NaN in pictures or labels.{batch()}')
+        numbers = _Numbers(optimizer, loss_func, fail)
         before = getattr(step, 'buffers', None) or copies_of(model).update()
-        with (optimizer.register_step_pre_hook(before_move),
+        with (optimizer.register_step_pre_hook(numbers.before_move),
               rollback_on_error(model, x, y, loss_func, before)):
             try:
-                loss = step(model, x, y, optimizer, noted_loss)
-                if losses: # the weights have not moved yet
-                    look()
-                check_numbers()
+                loss = step(model, x, y, optimizer, numbers.noted_loss)
+                numbers.check_all()
                 return loss
             finally:
                 vars(optimizer).pop('found_inf', None)
     return guarded_step
 
-def _not_finite(numbers: list[torch.Tensor]) -> torch.Tensor:
-    "Return 1. if a number, or the sum of their squares, is not finite, else 0., on their device."
-    return 1 - (nn.utils.get_total_norm(numbers) < torch.inf).float()
+class _Numbers:
+    "Losses and gradients of a step: the weights do not move by numbers that are not finite."
+    def __init__(self, optimizer: torch.optim.Optimizer, loss_func: Callable, fail: Callable):
+        self.optimizer, self.loss_func, self.fail = optimizer, loss_func, fail
+        self.losses, self.looked = [], [] # looked: losses, gradients, 1. if their norm is infinite
 
-def _skip_if(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
-    "Let the next move do nothing if a number is 1; return False if the optimiser cannot."
-    able = getattr(optimizer, '_step_supports_amp_scaling', False) # as PyTorch's GradScaler asks
-    if able:
-        optimizer.found_inf = bad
-    return able
+    def noted_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        "Compute the loss, and keep it."
+        loss = self.loss_func(logits, targets)
+        self.losses.append(loss.detach())
+        return loss
+
+    def look(self) -> None:
+        "Let the device find out whether all numbers are finite, and do not wait for it."
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group['params']
+                     if p.grad is not None]
+        norm = nn.utils.get_total_norm([*self.losses, *gradients]) # their squares are finite, too
+        self.looked.append((self.losses, gradients, 1 - (norm < torch.inf).float()))
+        self.losses = []
+
+    def before_move(self, *_) -> None:
+        "Let the optimiser skip the move if it must; wait for the numbers if it cannot."
+        self.check() # of a move before, in the same step
+        self.look()
+        if getattr(self.optimizer, '_step_supports_amp_scaling', False): # as GradScaler asks
+            self.optimizer.found_inf = self.looked[-1][-1]
+        else:
+            self.check()
+
+    def check(self) -> None:
+        "Wait for the numbers; call `fail` if they are not finite."
+        skipped = hasattr(self.optimizer, 'found_inf')
+        for losses, gradients, bad in self.looked:
+            if bad and (what := _what_is_bad(losses, gradients, skipped)):
+                self.fail(what)
+        self.looked = []
+
+    def check_all(self) -> None:
+        "Check losses after which the weights have not moved, too."
+        if self.losses:
+            self.look()
+        self.check()
 
 def _what_is_bad(losses: list[torch.Tensor], gradients: list[torch.Tensor], skipped: bool) -> str:
     "Return what is not finite, for a message; '' if it is only squares, and no move was skipped."
