@@ -89,12 +89,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in dict(arch='resnet50', device='cuda', batches=32, batch_size=64, side=224, rounds=9).items():
         parser.add_argument('--' + name.replace('_', '-'), default=default, type=type(default))
+    parser.add_argument('--precision', nargs='+', default=['fp32', 'bf16'])
     args = parser.parse_args(argv)
     warnings.filterwarnings('ignore', '.*will not repeat this training')
     name = torch.cuda.get_device_name() if args.device.startswith('cuda') else args.device
     print(f'{args.arch}, {args.side} pixels, {args.batches} batches of {args.batch_size}; {name}, torch {torch.__version__}\n')
     print('| epoch, everything learns | seconds | finetune_teach to it |\n|---|---|---|')
-    for precision in ('fp32', 'bf16'):
+    for precision in args.precision:
         for line in epochs(args, precision):
             print(line, flush=True)
     learn = learner(args)

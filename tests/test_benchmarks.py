@@ -133,10 +133,9 @@ def test_ways_are_trained_alike(pets):
 
 
 def test_the_one_for_a_gpu_runs_without_one(capsys):
-    gpu.main('--arch resnet18 --device cpu --batches 2 --batch-size 4 --side 32 --rounds 2'.split())
+    gpu.main('--arch resnet18 --device cpu --batches 1 --batch-size 4 --side 32 --rounds 1 --precision fp32'.split())
     lines = capsys.readouterr().out.splitlines()
-    table = [line.split(' | ') for line in lines if line.startswith(('| fp32', '| bf16'))]
-    assert [row[0] for row in table] == [f'| {kind}, {side}' for kind in ('fp32', 'bf16') for side in (
-        'finetune_teach', 'bare loop', 'bare loop, channels-last')]
-    assert table[0][2] == table[3][2] == '1.00 |' and all(float(row[2][:-2]) > 0 for row in table)
+    table = [line.split(' | ') for line in lines if line.startswith('| fp32')]
+    assert [row[0] for row in table] == [f'| fp32, {side}' for side in ('finetune_teach', 'bare loop', 'bare loop, channels-last')]
+    assert table[0][2] == '1.00 |' and all(float(row[2][:-2]) > 0 for row in table)
     assert [line.split(' | ')[0] for line in lines[-3:]] == ['| first epoch', '| second epoch', '| finder']

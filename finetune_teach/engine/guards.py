@@ -55,7 +55,7 @@ class _Numbers:
     "Losses and gradients of a step: the weights do not move by numbers that are not finite."
     def __init__(self, optimizer: torch.optim.Optimizer, loss_func: Callable, fail: Callable):
         self.optimizer, self.loss_func, self.fail = optimizer, loss_func, fail
-        self.losses, self.looked = [], [] # looked: losses, gradients, 1. if their norm is infinite
+        self.losses, self.looked = [], [] # looked: losses, gradients, is their norm finite?
 
     def noted_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         "Compute the loss, and keep it."
@@ -68,7 +68,7 @@ class _Numbers:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group['params']
                      if p.grad is not None]
         norm = nn.utils.get_total_norm([*self.losses, *gradients]) # their squares are finite, too
-        self.looked.append((self.losses, gradients, 1 - (norm < torch.inf).float()))
+        self.looked.append((self.losses, gradients, norm < torch.inf))
         self.losses = []
 
     def before_move(self, *_) -> None:
@@ -76,15 +76,15 @@ class _Numbers:
         self.check() # of a move before, in the same step
         self.look()
         if getattr(self.optimizer, '_step_supports_amp_scaling', False): # as GradScaler asks
-            self.optimizer.found_inf = self.looked[-1][-1]
+            self.optimizer.found_inf = 1 - self.looked[-1][-1].float() # 1: skip
         else:
             self.check()
 
     def check(self) -> None:
         "Wait for the numbers; call `fail` if they are not finite."
         skipped = hasattr(self.optimizer, 'found_inf')
-        for losses, gradients, bad in self.looked:
-            if bad and (what := _what_is_bad(losses, gradients, skipped)):
+        for losses, gradients, finite in self.looked:
+            if not finite and (what := _what_is_bad(losses, gradients, skipped)):
                 self.fail(what)
         self.looked = []
 
