@@ -69,12 +69,18 @@ def printed_numbers(cell):
     texts = [''.join(output.get('text') or output.get('data', {}).get('text/plain', ''))
              for output in cell.get('outputs', [])]
     lines = [line for text in texts for line in text.splitlines()
-             if not re.search(r'second|minute|time| ms|torch', line)]
+             if not re.search(r'second|minute|time| ms|torch|/s\]', line)]
     return [float(number) for line in lines for number in re.findall(r'(?<![\w.])\d+\.\d+(?![\w.])', line)]
 
 
 def cells(path, kind):
     return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
+
+
+@each(NOTEBOOKS)
+def test_no_progress_bar_is_left(path):
+    "It is there only where a machine was slow."
+    assert not re.search(r'\d ?(pictures|it|step|epoch|s)?/(s|it)\]', path.read_text('utf-8'))
 
 
 @each(NOTEBOOKS)
