@@ -411,16 +411,18 @@ def plot_ratios(rows, figure):
 def plot_growth(rows, figure):
     "Seconds of a frozen epoch and peak memory, by number of pictures and of classes."
     from finetune_teach.engine.plots import COLOURS, new_axes
-    panels = [(part, name) for part in GROWTH for name in ('first frozen epoch', 'peak memory')
+    titles = {'first frozen epoch': 'seconds of a frozen epoch',
+              'peak memory, first frozen epoch': 'its peak memory in MB'}
+    panels = [(part, name) for part in GROWTH for name in titles
               if any(row['part'] == part for row in rows)]
     for (part, name), ax in zip(panels, new_axes(len(panels), figure=figure, squeeze=False)[0]):
         for side, marker, colour in ((OURS, '^', COLOURS[2]), (FASTAI, 'o', COLOURS[0])):
             points = [(int(row['row'].split()[0]), row['numbers'][side][0]) for row in rows
-                      if row['part'] == part and name in row['row'] and side in row['numbers']]
+                      if row['part'] == part and row['row'].endswith(f': {name}') and side in row['numbers']]
             if points:
                 ax.plot(*zip(*points), f'{marker}-', color=colour, label=side)
         ax.set(xscale='log', xlabel=part, ylim=(0, None))
-        ax.set_title('seconds of a frozen epoch' if 'epoch' in name else 'peak memory in MB', fontsize=10)
+        ax.set_title(titles[name], fontsize=10)
     ax.legend(fontsize=8)
 
 
