@@ -59,6 +59,16 @@ def browser():
         chromium.close()
 
 
+def open_explorer(browser, explorer, folder, **options):
+    "A page of the browser with an explorer in it, when it has begun."
+    file = folder / 'page.html'
+    file.write_text('<meta charset="utf-8">' + explorer.page(), 'utf-8')
+    page = browser.new_page(**options)
+    page.goto(file.as_uri())
+    page.wait_for_function('globalThis.finetuneTeach?.apps.size')
+    return page
+
+
 @pytest.fixture(scope='session')
 def pets():
     "48 training and 36 validation pictures of 32 x 32 in 12 classes; batches of 16."

@@ -3,7 +3,7 @@ from statistics import mean
 
 import pytest
 
-from conftest import CHROMIUM
+from conftest import CHROMIUM, open_explorer
 from finetune_teach.tools.explore_near_and_far import (
     MEANINGS, REGIMES, explore_near_and_far, ranking, regime_data)
 from finetune_teach.tools.recipes import RECIPES
@@ -41,34 +41,28 @@ def test_still_pictures_follow_the_controls():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
-def test_the_page_says_what_python_finds(tmp_path):
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+def test_the_page_says_what_python_finds(browser, tmp_path):
     runs = read_runs()
-    (tmp_path / 'page.html').write_text('<meta charset="utf-8">' + explore_near_and_far().page(), 'utf-8')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        page = browser.new_page()
-        page.goto((tmp_path / 'page.html').as_uri())
-        page.wait_for_function('globalThis.finetuneTeach?.apps.size')
-        assert not page.locator('.big').is_visible()
-        page.get_by_role('button', name='fine_tune').click()
-        app = '[...finetuneTeach.apps.values()][0][0]'
-        for name, (wanted, *_) in REGIMES.items():
-            regime = regime_data(runs, name)
-            for recipes in (list(RECIPES), ['all at once', 'fine_tune']):
-                own = {r: best_rate(select(runs, **wanted, epochs=5, recipe=r)) for r in recipes}
-                best = min(own, key=lambda r: mean(own[r][1]))
-                for rate in regime['rates']:
-                    state = {'regime': name, 'rate': rate, 'recipes': recipes}
-                    page.evaluate(f'o => {app}.move(o)', state)
-                    found = page.evaluate(f'{app}.ranking({app}.state)')
-                    wanted_ = ranking(regime, rate, recipes)
-                    assert [one['name'] for one in found] == [recipe for _, recipe in wanted_]
-                    assert [one['error'] for one in found] == pytest.approx([error for error, _ in wanted_])
-                    assert page.locator('.big').inner_text() == wanted_[0][1]
-                found = page.evaluate(f'{app}.bestOfAll({app}.state)')
-                assert (found['name'], found['rate']) == (best, own[best][0])
-                assert found['error'] == pytest.approx(mean(own[best][1]))
-        page.evaluate(f'o => {app}.move(o)', {'recipes': []})
-        assert page.locator('.big').inner_text() == 'Tick a recipe'
-        browser.close()
+    page = open_explorer(browser, explore_near_and_far(), tmp_path)
+    assert not page.locator('.big').is_visible()
+    page.get_by_role('button', name='fine_tune').click()
+    app = '[...finetuneTeach.apps.values()][0][0]'
+    for name, (wanted, *_) in REGIMES.items():
+        regime = regime_data(runs, name)
+        for recipes in (list(RECIPES), ['all at once', 'fine_tune']):
+            own = {r: best_rate(select(runs, **wanted, epochs=5, recipe=r)) for r in recipes}
+            best = min(own, key=lambda r: mean(own[r][1]))
+            for rate in regime['rates']:
+                state = {'regime': name, 'rate': rate, 'recipes': recipes}
+                page.evaluate(f'o => {app}.move(o)', state)
+                found = page.evaluate(f'{app}.ranking({app}.state)')
+                wanted_ = ranking(regime, rate, recipes)
+                assert [one['name'] for one in found] == [recipe for _, recipe in wanted_]
+                assert [one['error'] for one in found] == pytest.approx([error for error, _ in wanted_])
+                assert page.locator('.big').inner_text() == wanted_[0][1]
+            found = page.evaluate(f'{app}.bestOfAll({app}.state)')
+            assert (found['name'], found['rate']) == (best, own[best][0])
+            assert found['error'] == pytest.approx(mean(own[best][1]))
+    page.evaluate(f'o => {app}.move(o)', {'recipes': []})
+    assert page.locator('.big').inner_text() == 'Tick a recipe'
+    page.close()

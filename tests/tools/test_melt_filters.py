@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import CHROMIUM
+from conftest import CHROMIUM, open_explorer
 from finetune_teach.tools import melt_filters as room
 from finetune_teach.tools.melt_filters import (
     MELTED_FILE, RATES, after_an_epoch, filter_numbers, melt_filters, read_melting, record_melting, what_body_knows)
@@ -62,30 +62,24 @@ def test_still_pictures_follow_the_controls():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
-def test_the_page_shows_what_python_has(tmp_path):
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+def test_the_page_shows_what_python_has(browser, tmp_path):
     found = read_melting()
-    (tmp_path / 'page.html').write_text('<meta charset="utf-8">' + melt_filters().page(), 'utf-8')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        page = browser.new_page(reduced_motion='reduce')
-        page.goto((tmp_path / 'page.html').as_uri())
-        page.wait_for_function('globalThis.finetuneTeach?.apps.size')
-        assert not page.locator('.big').is_visible() and not page.get_by_role('slider').first.is_visible()
-        page.get_by_role('button', name='1e-2').click()
-        app = '[...finetuneTeach.apps.values()][0][0]'
-        assert page.evaluate(f'{app}.state') == {'lr': 1e-2, 'frozen': False, 'guess': 1e-2}
-        pixels = '''() => [...finetuneTeach.apps.values()][0][0].host.shadowRoot.querySelectorAll('canvas').values()
-            .map(c => [...c.getContext('2d').getImageData(0, 0, 7, 7).data]).toArray()'''
-        for lr, frozen, kind, k in [(1e-5, False, 'trained', 0), (3.2e-3, False, 'trained', 10),
-                                    (9e-4, False, 'trained', 8), (3.2e-2, True, 'frozen', 14)]:
-            page.evaluate(f'o => {app}.move(o)', {'lr': lr, 'frozen': frozen})
-            shown = page.locator('.big').inner_text()
-            assert int(shown.split('\u202f')[0]) == round(100 * np.mean(found['knows'][kind][k]) + 1e-9)
-            assert f'names {np.mean(found["right"][kind][k]) * 100 + 1e-9:.0f}\u202f%' in page.get_by_role('status').inner_text()
-            wanted = numbers(found['before'] if frozen else found['after'][k]).reshape(32, 3, 49).transpose(0, 2, 1)
-            drawn = np.array(page.evaluate(pixels)).reshape(32, 49, 4)
-            assert np.abs(drawn[..., :3] - 127.5 * (1 + wanted / 127)).max() <= 1 and (drawn[..., 3] == 255).all()
-            call = page.locator('code').inner_text()
-            assert ('unfreeze' in call) != frozen
-        browser.close()
+    page = open_explorer(browser, melt_filters(), tmp_path, reduced_motion='reduce')
+    assert not page.locator('.big').is_visible() and not page.get_by_role('slider').first.is_visible()
+    page.get_by_role('button', name='1e-2').click()
+    app = '[...finetuneTeach.apps.values()][0][0]'
+    assert page.evaluate(f'{app}.state') == {'lr': 1e-2, 'frozen': False, 'guess': 1e-2}
+    pixels = '''() => [...finetuneTeach.apps.values()][0][0].host.shadowRoot.querySelectorAll('canvas').values()
+        .map(c => [...c.getContext('2d').getImageData(0, 0, 7, 7).data]).toArray()'''
+    for lr, frozen, kind, k in [(1e-5, False, 'trained', 0), (3.2e-3, False, 'trained', 10),
+                                (9e-4, False, 'trained', 8), (3.2e-2, True, 'frozen', 14)]:
+        page.evaluate(f'o => {app}.move(o)', {'lr': lr, 'frozen': frozen})
+        shown = page.locator('.big').inner_text()
+        assert int(shown.split('\u202f')[0]) == round(100 * np.mean(found['knows'][kind][k]) + 1e-9)
+        assert f'names {np.mean(found["right"][kind][k]) * 100 + 1e-9:.0f}\u202f%' in page.get_by_role('status').inner_text()
+        wanted = numbers(found['before'] if frozen else found['after'][k]).reshape(32, 3, 49).transpose(0, 2, 1)
+        drawn = np.array(page.evaluate(pixels)).reshape(32, 49, 4)
+        assert np.abs(drawn[..., :3] - 127.5 * (1 + wanted / 127)).max() <= 1 and (drawn[..., 3] == 255).all()
+        call = page.locator('code').inner_text()
+        assert ('unfreeze' in call) != frozen
+    page.close()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conftest import CHROMIUM, assert_unchanged, everything
+from conftest import CHROMIUM, assert_unchanged, everything, open_explorer
 from finetune_teach.pictures import drawn_pets
 from finetune_teach.tools.learners import vision_learner
 from finetune_teach.tools.watch_breeds import (
@@ -89,37 +89,31 @@ def test_still_pictures_follow_the_controls():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium')
-def test_the_page_shows_what_python_has(tmp_path):
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+def test_the_page_shows_what_python_has(browser, tmp_path):
     found = read_breeds()
     places, answers, labels = places_of(found), answers_of(found), np.array(found['labels'])
-    (tmp_path / 'page.html').write_text('<meta charset="utf-8">' + watch_breeds().page(), 'utf-8')
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        page = browser.new_page(reduced_motion='reduce')
-        page.goto((tmp_path / 'page.html').as_uri())
-        page.wait_for_function('globalThis.finetuneTeach?.apps.size')
-        assert not page.locator('.big').is_visible()
-        page.get_by_role('button', name='no').click()
-        app = '[...finetuneTeach.apps.values()][0][0]'
-        drawn = '''() => [...[...finetuneTeach.apps.values()][0][0].host.shadowRoot.querySelectorAll('.dots circle')]
-            .slice(0, -1).map(c => [Number(c.getAttribute('cx')), Number(c.getAttribute('cy')), c.getAttribute('class')])'''
-        names = breed_places(12).numpy()
-        for step in (0, 15, 16, 40, 75):
-            page.evaluate(f'o => {app}.move(o)', {'step': step, 'picture': step})
-            shown = page.evaluate(drawn)
-            assert [c[2] == 'wrong' for c in shown] == (answers[step] != labels).tolist()
-            at = np.array([c[:2] for c in shown])
-            assert np.abs((at - 200) / 142 * [1, -1] - places[step]).max() < 0.002
-            wrong = (answers[step] != labels).mean()
-            assert page.locator('.big').inner_text() == f'{int(100 * wrong + 0.5)}\u202f%'
-            said = page.locator('.shown p').inner_text()
-            assert found['classes'][labels[step]].replace('_', ' ') in said
-            assert ('but called' in said) == (answers[step][step] != labels[step])
-        texts = page.evaluate('''() => [...[...finetuneTeach.apps.values()][0][0].host.shadowRoot
-            .querySelectorAll('.stage svg text')].map(t => [t.textContent, t.querySelector('tspan').getAttribute('x'),
-            [...t.querySelectorAll('tspan')].reduce((a, e) => a + e.getAttribute('y') / t.childElementCount, 0)])''')
-        for (text, x, y), name, place in zip(texts, found['classes'], names):
-            assert text == name.replace('_', '')
-            assert [float(x), y - 4] == pytest.approx([200 + 158 * place[0], 200 - 162 * place[1]], abs=0.1)
-        browser.close()
+    page = open_explorer(browser, watch_breeds(), tmp_path, reduced_motion='reduce')
+    assert not page.locator('.big').is_visible()
+    page.get_by_role('button', name='no').click()
+    app = '[...finetuneTeach.apps.values()][0][0]'
+    drawn = '''() => [...[...finetuneTeach.apps.values()][0][0].host.shadowRoot.querySelectorAll('.dots circle')]
+        .slice(0, -1).map(c => [Number(c.getAttribute('cx')), Number(c.getAttribute('cy')), c.getAttribute('class')])'''
+    names = breed_places(12).numpy()
+    for step in (0, 15, 16, 40, 75):
+        page.evaluate(f'o => {app}.move(o)', {'step': step, 'picture': step})
+        shown = page.evaluate(drawn)
+        assert [c[2] == 'wrong' for c in shown] == (answers[step] != labels).tolist()
+        at = np.array([c[:2] for c in shown])
+        assert np.abs((at - 200) / 142 * [1, -1] - places[step]).max() < 0.002
+        wrong = (answers[step] != labels).mean()
+        assert page.locator('.big').inner_text() == f'{int(100 * wrong + 0.5)}\u202f%'
+        said = page.locator('.shown p').inner_text()
+        assert found['classes'][labels[step]].replace('_', ' ') in said
+        assert ('but called' in said) == (answers[step][step] != labels[step])
+    texts = page.evaluate('''() => [...[...finetuneTeach.apps.values()][0][0].host.shadowRoot
+        .querySelectorAll('.stage svg text')].map(t => [t.textContent, t.querySelector('tspan').getAttribute('x'),
+        [...t.querySelectorAll('tspan')].reduce((a, e) => a + e.getAttribute('y') / t.childElementCount, 0)])''')
+    for (text, x, y), name, place in zip(texts, found['classes'], names):
+        assert text == name.replace('_', '')
+        assert [float(x), y - 4] == pytest.approx([200 + 158 * place[0], 200 - 162 * place[1]], abs=0.1)
+    page.close()
